@@ -1,0 +1,423 @@
+"""What a run is: sections, and how a value is decided. No torch here, so a configuration is checked in 0.2 s.
+
+A value comes from, each overruling the one before: the defaults below, the YAML file, `key.sub=value` on the command
+line. There are no environment variables but those that say *where* a run happens (rank, master address).
+
+Checks live in one place each: of a single field in the field, between fields in `RunConfig._check`, and what depends on
+the number of ranks in `plan_batch`. Derived values are properties; nothing is written back.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, get_args
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError, model_validator
+
+
+def _not_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("a number is wanted, not true or false")
+    return value
+
+
+Count = Annotated[int, Strict(), Field(ge=1)]
+CountOrZero = Annotated[int, Strict(), Field(ge=0)]
+Real = Annotated[float, BeforeValidator(_not_bool)]  # PyYAML reads 1e-4 as a string; pydantic makes it a float again
+Positive = Annotated[Real, Field(gt=0)]
+NonNegative = Annotated[Real, Field(ge=0)]
+Fraction = Annotated[Real, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A frozen part of the configuration; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class DataConfig(Section):
+    """Where pairs come from and what is cut from them."""
+
+    train: str
+    """Folder of shards (made by `python -m shards write`) to train on."""
+    val: str | None = None
+    """Folder of shards to validate on; none: no validation."""
+    crop_px: Count = 128
+    """Side of the square training crop."""
+    flips: Literal["none", "horizontal", "all"] = "all"
+    """Augmentation: nothing, left-right, or all eight flips and quarter turns."""
+    workers: CountOrZero = 1
+    """Reading processes per rank; 0 reads in the training process."""
+    max_bad_samples: CountOrZero = 0
+    """Unreadable samples (each replaced by a stand-in and reported) that a run may meet before all ranks stop."""
+
+
+class NafnetConfig(Section):
+    """NAFNet; the defaults are the published GoPro width-32 network."""
+
+    name: Literal["nafnet"] = "nafnet"
+    width: Count = 32
+    middle_blk_num: CountOrZero = 1
+    enc_blk_nums: tuple[CountOrZero, ...] = (1, 1, 1, 28)
+    dec_blk_nums: tuple[CountOrZero, ...] = (1, 1, 1, 1)
+    tlc_train_px: CountOrZero = 0
+    """Test-time local converter: side of the training crops; 0 pools globally. GoPro's published numbers use 256."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "NafnetConfig":
+        if len(self.enc_blk_nums) != len(self.dec_blk_nums):
+            raise ValueError(
+                f"enc_blk_nums has {len(self.enc_blk_nums)} levels and dec_blk_nums {len(self.dec_blk_nums)}; "
+                "a U-shape needs as many up as down"
+            )
+        return self
+
+
+NetConfig = NafnetConfig  # a union, told apart by `name`, as soon as there is a second net
+
+
+class SpfConfig(Section):
+    """Semantic priors fusion units of the teacher (Eq. 3)."""
+
+    every: Count = 1
+    """A unit after every n-th stage."""
+    max_channels: Count = 64
+    """Width of a unit: the stage's, at most this (a unit at NAFNet's 512-channel bottleneck would cost 7 M weights)."""
+
+
+class TeacherConfig(Section):
+    """The cascaded net that sees the masks, trained beside the student and thrown away."""
+
+    net: NetConfig | None = None
+    """None: the student's own kind."""
+    spf: SpfConfig = SpfConfig()
+
+
+class RegionsConfig(Section):
+    """`regions`: a classical over-segmentation. It needs no weights and is not SAM."""
+
+    name: Literal["regions"] = "regions"
+    num_masks: Count = 32
+    scale: Positive = 200.0
+    """Felzenszwalb's k: larger gives larger regions."""
+    sigma: NonNegative = 0.8
+    min_area_px: Count = 50
+
+
+class SamConfig(Section):
+    """`sam`: segment_anything's automatic mask generation on the student's output (Eq. 2)."""
+
+    name: Literal["sam"] = "sam"
+    model: Literal["vit_b", "vit_l", "vit_h"] = "vit_h"
+    checkpoint: str | None = None
+    """Path of the official .pth file; none: it must be in the cache, or `download` must be true."""
+    download: bool = False
+    """Fetch the official checkpoint into the cache, verified by sha256."""
+    num_masks: Count = 32
+    dtype: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
+    """auto: fp16 on CUDA; fp32 on the CPU with weights rounded through fp16 (CPU fp16 is 64 times slower)."""
+    points_per_side: Count = 32
+    points_per_batch: Count = 64
+    pred_iou_thresh: NonNegative = 0.88
+    stability_score_thresh: NonNegative = 0.95
+    box_nms_thresh: Fraction = 0.7
+    min_mask_region_area: CountOrZero = 0
+
+
+PriorConfig = Annotated[RegionsConfig | SamConfig, Field(discriminator="name")]
+
+
+class VggConfig(Section):
+    """Frozen features for SGR (Eq. 5)."""
+
+    arch: Literal["vgg19", "vgg19_16x"] = "vgg19"
+    """vgg19: torchvision's. vgg19_16x: its sixteen times smaller distillation (a 3.9 MB file), by path."""
+    weights: str = "download"
+    """A path; `download` (torchvision's file, cached and verified); or `random`, which the run says aloud."""
+    layer: str = "relu4_4"
+    """The papers do not say. relu4_4 (1/8 of the side, 512 channels) keeps small masks apart; relu5_4 is at 1/16.
+    vgg19_16x ends at relu5_1."""
+
+
+class SpdConfig(Section):
+    """Semantic priors distillation (Eq. 4)."""
+
+    weight: NonNegative = 0.005
+    """lambda_1; 0 turns the term off."""
+    reduction: Literal["sum", "mean"] = "sum"
+    """Sum over the pixels and channels of a picture, mean over pictures: with the paper's 0.005 a mean over pixels would
+    be inert (its gradient 1e-5 of the reconstruction's), the sum is of the right size."""
+    beta: Positive = 1.0
+    """Where smooth L1 turns from quadratic to linear; on [0,1] images 1.0 is quadratic throughout."""
+
+
+class SgrConfig(Section):
+    """Semantic-guided relation (Eq. 5-7)."""
+
+    weight: NonNegative = 200.0
+    """lambda_2; 0 turns the term off."""
+    relation: Literal["map", "pooled"] = "map"
+    """map: mean square between the two masked feature maps, Eq. 5-6 as written. pooled: L2 between the features' means
+    inside each mask (the co-author's earlier relation distillation), which carries direction too, and whose gradient
+    is 100 times larger."""
+    normalize: bool = False
+    """Divide both nets' features by the teacher's root mean square first, so that the weight means the same for any
+    network of features and any layer."""
+
+
+class LossConfig(Section):
+    """Terms of Eq. 8 and their weights. 0.005 and 200 are the paper's; which is which is read from its Table 6."""
+
+    rec: Literal["psnr", "charbonnier", "l1"] = "psnr"
+    """The net's official reconstruction loss, for student and teacher alike. psnr is NAFNet's."""
+    spd: SpdConfig = SpdConfig()
+    sgr: SgrConfig = SgrConfig()
+    detach_cascade: bool = True
+    """Whether the teacher's reconstruction loss stops at the student's output. The paper says that the student's loss is
+    its own three terms, which only holds if it does."""
+
+
+class OptimConfig(Section):
+    """Optimizer, schedule, batch."""
+
+    steps: Count = 1000
+    global_batch: Count = 8
+    """Samples per optimizer step over all ranks and passes; the paper's is 8."""
+    batch_per_rank: Count | None = None
+    """Samples per pass on one rank; none: global_batch / ranks, so one pass. Smaller values accumulate."""
+    name: Literal["adam", "adamw"] = "adam"
+    lr: Positive = 2e-4
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    weight_decay: NonNegative = 0.0
+    schedule: Literal["constant", "cosine", "step", "linear"] = "cosine"
+    min_lr: NonNegative = 1e-6
+    warmup_steps: CountOrZero = 0
+    decay_from: CountOrZero = 0
+    """linear: constant until this step, then straight down to min_lr at the end."""
+    step_every: Count = 10000
+    """step: multiply the rate by step_gamma each time so many steps are done."""
+    step_gamma: Positive = 0.2
+    clip_norm: NonNegative = 0.0
+    """Largest norm of the joint gradient of student and teacher; 0 clips nothing, which is the paper's setting and keeps
+    the two nets independent."""
+    ema_decay: Fraction = 0.999
+    """Exponential moving average of the student, which is what is evaluated and exported; 0 keeps none."""
+
+
+class EngineConfig(Section):
+    """How the step is computed."""
+
+    zero_stage: Annotated[int, Strict(), Field(ge=0, le=3)] = 2
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """bf16 and fp16 are autocast: parameters and optimizer stay float32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    hang_timeout_s: Positive = 1800.0
+    """If a step takes longer, every rank prints where it stands and exits."""
+    max_bad_steps: Count = 3
+    """Steps in a row with a loss that is not finite before all ranks stop; each one is skipped by all."""
+
+
+class EvalConfig(Section):
+    """Validation during training."""
+
+    every: CountOrZero = 500
+    """Steps between validations; 0: only at the end."""
+    protocol: Literal["rgb", "y_uint8", "y_double", "gopro"] = "rgb"
+    """How PSNR and SSIM are computed; see dist_train/metrics.py."""
+
+
+class CheckpointConfig(Section):
+    """What is kept for resuming."""
+
+    every: CountOrZero = 500
+    """Steps between checkpoints; 0: only at the end."""
+    keep: Annotated[int, Strict(), Field(ge=2)] = 2
+    """Newest checkpoints kept; never fewer than two, since the last may be in the making when power fails."""
+
+
+class TrackConfig(Section):
+    """What is written down. metrics.jsonl always is; wandb is a view of it."""
+
+    every: Count = 10
+    """Steps between lines of metrics.jsonl."""
+    gradients_every: CountOrZero = 100
+    """Steps between measurements of each loss term's gradient norm at the student's output; 0: never."""
+    pictures_every: CountOrZero = 500
+    """Steps between panels (lq, student, teacher, gt, masks); 0: never."""
+    num_pictures: Count = 2
+    wandb: Literal["off", "offline", "online"] = "off"
+    project: str = "restill"
+    progress: bool = True
+    """A progress bar on the main rank."""
+
+
+class RunConfig(Section):
+    """One training run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    out: str = "runs"
+    """Parent of the run's folder."""
+    seed: CountOrZero = 0
+    task: Literal["plain", "distill"] = "distill"
+    """plain: the student alone. distill: student, prior, teacher, SPD and SGR (Eq. 1-8)."""
+    data: DataConfig
+    student: NetConfig = NafnetConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    prior: PriorConfig = RegionsConfig()
+    features: VggConfig = VggConfig()
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    engine: EngineConfig = EngineConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    track: TrackConfig = TrackConfig()
+
+    @property
+    def dir(self) -> Path:
+        """Folder of this run."""
+        return Path(self.out) / self.name
+
+    @property
+    def uses_sgr(self) -> bool:
+        """Whether VGG is needed."""
+        return self.task == "distill" and self.loss.sgr.weight > 0
+
+    @model_validator(mode="after")
+    def _check(self) -> "RunConfig":
+        if self.engine.zero_stage == 0 and self.engine.precision != "fp32":
+            raise ValueError(
+                f"engine.precision={self.engine.precision} needs engine.zero_stage=1, 2 or 3: DeepSpeed's stage 0 "
+                "computes half precision differently from the others. Set engine.zero_stage=1"
+            )
+        if self.engine.precision == "fp16" and self.engine.device == "cpu":
+            raise ValueError("engine.precision=fp16 needs a GPU; on the CPU use bf16 or fp32")
+        if self.optim.warmup_steps >= self.optim.steps:
+            raise ValueError(
+                f"optim.warmup_steps={self.optim.warmup_steps} must be below optim.steps={self.optim.steps}"
+            )
+        if self.optim.batch_per_rank and self.optim.global_batch % self.optim.batch_per_rank:
+            raise ValueError(
+                f"optim.global_batch={self.optim.global_batch} is not a multiple of "
+                f"optim.batch_per_rank={self.optim.batch_per_rank}"
+            )
+        return self
+
+
+class BatchPlan(NamedTuple):
+    """How a global batch is shared out: global_batch = batch_per_rank x grad_accum x world."""
+
+    global_batch: int
+    batch_per_rank: int
+    grad_accum: int
+
+
+def plan_batch(optim: OptimConfig, world: int) -> BatchPlan:
+    """Share `optim.global_batch` out over the ranks.
+
+    Raises:
+        ValueError: it does not divide evenly; the message lists what would.
+    """
+    total = optim.global_batch
+    if total % world:
+        fits = [n for n in range(1, total + 1) if total % n == 0]
+        raise ValueError(
+            f"optim.global_batch={total} cannot be shared by {world} ranks; start {fits} ranks, or set "
+            f"optim.global_batch to a multiple of {world}"
+        )
+    per_rank = optim.batch_per_rank or total // world
+    if (total // world) % per_rank:
+        fits = [n for n in range(1, total // world + 1) if (total // world) % n == 0]
+        raise ValueError(
+            f"optim.batch_per_rank={per_rank} does not divide the {total // world} samples that each of {world} ranks "
+            f"has of optim.global_batch={total}; it may be {fits}"
+        )
+    return BatchPlan(total, per_rank, total // world // per_rank)
+
+
+def load_run(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
+    """Read a run configuration.
+
+    Args:
+        path: YAML file; only what differs from the defaults.
+        overrides: `key.sub=value` strings; values are read as YAML.
+
+    Raises:
+        ValueError: with the file, the dotted key, the value and what would be right.
+    """
+    path = Path(path)
+    if not path.is_file():
+        near = ", ".join(str(p) for p in sorted(path.parent.glob("*.yaml"))) if path.parent.is_dir() else ""
+        raise ValueError(f"no configuration {path}" + (f"; there are {near}" if near else ""))
+    try:
+        tree = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path} must hold sections (key: value), not {type(tree).__name__}")
+    for override in overrides:
+        _override(tree, override)
+    return parse_run(tree, source=str(path))
+
+
+def parse_run(tree: dict[str, Any], *, source: str) -> RunConfig:
+    """Validate a tree of plain values; `source` names it in errors."""
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        lines = [_explain(problem) for problem in error.errors()]
+        raise ValueError(f"{source}: " + "\n".join(lines)) from None
+
+
+def dump_run(run: RunConfig) -> str:
+    """The resolved configuration as YAML; loading it gives an equal object."""
+    return yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False)
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ValueError(f"cannot read {override!r}: an override is key.sub=value, for example optim.lr=0.001")
+    *parents, leaf = key.split(".")
+    node = tree
+    for depth, name in enumerate(parents):
+        child = node.setdefault(name, {})
+        if not isinstance(child, dict):
+            raise ValueError(f"{override}: {'.'.join(parents[: depth + 1])} is a value ({child!r}), not a section")
+        node = child
+    try:
+        node[leaf] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{override}: the value is not YAML: {error}") from error
+
+
+def _explain(problem: Any) -> str:
+    # pydantic puts the tag of a union (regions, sam) into the location; the user never wrote it.
+    location = [str(part) for part in problem["loc"]]
+    if len(location) > 1 and location[0] == "prior" and location[1] in ("regions", "sam"):
+        del location[1]
+    key = ".".join(location) or "run"
+    value = problem.get("input")
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(location[:-1])
+        near = difflib.get_close_matches(location[-1], known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(known)}" if known else ""
+        return f"{key}: no such setting{hint}"
+    if problem["type"] == "missing":
+        return f"{key}: must be given"
+    if key == "run":
+        return problem["msg"].removeprefix("Value error, ")
+    return f"{key}={value!r}: {problem['msg'].removeprefix('Value error, ')}"
+
+
+def _known_keys(location: list[str]) -> list[str]:
+    model: Any = RunConfig
+    for part in location:
+        field = getattr(model, "model_fields", {}).get(part)
+        if field is None:
+            return []
+        options = get_args(field.annotation) or (field.annotation,)
+        sections = [option for option in options if isinstance(option, type) and issubclass(option, Section)]
+        if len(sections) != 1:
+            return sorted({name for section in sections for name in section.model_fields})
+        model = sections[0]
+    return list(model.model_fields)

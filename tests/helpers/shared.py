@@ -1,0 +1,16 @@
+"""Fixtures that live beside the repository, not in it: official networks' outputs, real pictures, small real weights."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(os.environ.get("RESTILL_SHARED", Path(__file__).resolve().parents[3] / "shared"))
+
+
+def shared(*parts: str) -> Path:
+    """Path of a shared fixture; skips the calling test, with the reason, where it is missing."""
+    path = SHARED.joinpath(*parts)
+    if not path.exists():
+        pytest.skip(f"{path} is not here; set RESTILL_SHARED to the folder that holds {'/'.join(parts)}")
+    return path
