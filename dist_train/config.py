@@ -98,10 +98,12 @@ class RegionsConfig(Section):
 
     name: Literal["regions"] = "regions"
     num_masks: Count = 32
-    scale: Positive = 200.0
-    """Felzenszwalb's k: larger gives larger regions."""
+    scale: Positive = 500.0
+    """Felzenszwalb's k: larger gives larger regions. 200 cuts animals and faces into pieces, 500 mostly does not."""
     sigma: NonNegative = 0.8
-    min_area_px: Count = 50
+    """Smoothing beforehand, in px."""
+    min_area_px: Count = 100
+    """Smaller regions are merged into a neighbour; below 100 slivers along edges take up the masks."""
 
 
 class SamConfig(Section):
@@ -145,8 +147,8 @@ class SpdConfig(Section):
     weight: NonNegative = 0.005
     """lambda_1; 0 turns the term off."""
     reduction: Literal["sum", "mean"] = "sum"
-    """Sum over the pixels and channels of a picture, mean over pictures: with the paper's 0.005 a mean over pixels would
-    be inert (its gradient 1e-5 of the reconstruction's), the sum is of the right size."""
+    """Sum over the pixels and channels of a picture, mean over pictures: with the paper's 0.005 a mean over pixels
+    would be inert (its gradient 1e-5 of the reconstruction's), the sum is of the right size."""
     beta: Positive = 1.0
     """Where smooth L1 turns from quadratic to linear; on [0,1] images 1.0 is quadratic throughout."""
 
@@ -173,8 +175,8 @@ class LossConfig(Section):
     spd: SpdConfig = SpdConfig()
     sgr: SgrConfig = SgrConfig()
     detach_cascade: bool = True
-    """Whether the teacher's reconstruction loss stops at the student's output. The paper says that the student's loss is
-    its own three terms, which only holds if it does."""
+    """Whether the teacher's reconstruction loss stops at the student's output. The paper says that the student's loss
+    is its own three terms, which only holds if it does."""
 
 
 class OptimConfig(Section):
@@ -198,8 +200,8 @@ class OptimConfig(Section):
     """step: multiply the rate by step_gamma each time so many steps are done."""
     step_gamma: Positive = 0.2
     clip_norm: NonNegative = 0.0
-    """Largest norm of the joint gradient of student and teacher; 0 clips nothing, which is the paper's setting and keeps
-    the two nets independent."""
+    """Largest norm of the joint gradient of student and teacher; 0 clips nothing, which is the paper's setting and
+    keeps the two nets independent."""
     ema_decay: Fraction = 0.999
     """Exponential moving average of the student, which is what is evaluated and exported; 0 keeps none."""
 
@@ -224,6 +226,8 @@ class EvalConfig(Section):
     """Steps between validations; 0: only at the end."""
     protocol: Literal["rgb", "y_uint8", "y_double", "gopro"] = "rgb"
     """How PSNR and SSIM are computed; see dist_train/metrics.py."""
+    teacher: bool = False
+    """Also score the teacher, which needs the prior on every whole picture: minutes each with SAM on a CPU."""
 
 
 class CheckpointConfig(Section):

@@ -1,0 +1,31 @@
+"""Restoration nets: one file each, built by name."""
+
+from collections.abc import Callable
+
+from torch import nn
+
+from dist_train.config import NetConfig, RunConfig
+from dist_train.nets.fusion import Teacher
+from dist_train.nets.nafnet import Nafnet
+
+NETS: dict[str, Callable[..., nn.Module]] = {"nafnet": Nafnet}
+
+
+def build_net(config: NetConfig) -> nn.Module:
+    """A new net with random weights.
+
+    Args:
+        config: `name` picks the class out of NETS, the other fields are its arguments.
+    """
+    return NETS[config.name](**config.model_dump(exclude={"name"}))
+
+
+def build_teacher(run: RunConfig) -> Teacher:
+    """The student's kind of net (or `teacher.net`) with SPF units for the prior's number of masks."""
+    spf = run.teacher.spf
+    return Teacher(
+        build_net(run.teacher.net or run.student),
+        num_masks=run.prior.num_masks,
+        every=spf.every,
+        max_channels=spf.max_channels,
+    )

@@ -1,4 +1,4 @@
-"""Fixtures that live beside the repository, not in it: official networks' outputs, real pictures, small real weights."""
+"""Fixtures that live beside the repository, not in it: official nets' outputs, real pictures, small real weights."""
 
 import os
 from pathlib import Path

@@ -1,0 +1,264 @@
+"""Checkpoints: atomic, checksummed, one form for every world size and ZeRO stage.
+
+    runs/NAME/checkpoints/
+        latest                      name of the newest one
+        step-00000100/
+            model.safetensors       student.* and teacher.*, float32
+            ema.safetensors         moving average of the student, without prefix
+            moments.safetensors     exp_avg.* and exp_avg_sq.* of Adam
+            state.json              step, samples_seen, configuration, data, commit, versions
+            MANIFEST.json           size and sha256 of each file above, written last
+
+Everything is gathered before it is written, so what one world size saved any other can load: at the sizes of
+restoration nets this costs less than a second. A save goes into a temporary folder that is synced, then renamed;
+`latest` follows. A reader never meets a half one: a checkpoint counts only if its manifest verifies, and the newest
+that does is taken. No random state is kept because there is none: all draws are pure functions of seed, step and
+position.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dist_train import ranks
+
+log = logging.getLogger(__name__)
+
+FORMAT = "restill-checkpoint-1"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a run needs to go on.
+
+    Attributes:
+        path: its folder.
+        state: content of state.json.
+        model: state dict of the task.
+        ema: state dict of the averaged student, or None.
+        moments: as `Engine.moments` gives them.
+    """
+
+    path: Path
+    state: dict[str, Any]
+    model: dict[str, Tensor]
+    ema: dict[str, Tensor] | None
+    moments: dict[str, Any]
+
+
+def save(
+    folder: Path,
+    *,
+    state: dict[str, Any],
+    model: dict[str, Tensor],
+    ema: dict[str, Tensor] | None,
+    moments: dict[str, Any],
+    keep: int,
+) -> Path:
+    """Write a checkpoint; the main rank writes, all ranks call and all learn of a failure.
+
+    Args:
+        folder: the run's `checkpoints` folder.
+        state: must hold `step`.
+        model, ema, moments: gathered; see `Checkpoint`.
+        keep: how many of the newest stay.
+
+    Raises:
+        OSError: on every rank if the main one could not write (disk full, no permission); older checkpoints are intact.
+    """
+    target = folder / f"step-{state['step']:08d}"
+    problem = None
+    if ranks.is_main():
+        try:
+            _write(target, state, model, ema, moments)
+            _prune(folder, keep)
+        except OSError as error:
+            problem = (
+                f"checkpoint {target} was not written: {error}; free the disk or mend the permissions, then resume"
+            )
+    problem = ranks.broadcast_object(problem)
+    if problem:
+        raise OSError(problem)
+    return target
+
+
+def find(path: Path) -> Path | None:
+    """The newest checkpoint that verifies.
+
+    Args:
+        path: a run's folder, its `checkpoints` folder, or one checkpoint.
+
+    Returns:
+        None if there is none at all.
+
+    Raises:
+        ValueError: there are some and none verifies, or `path` is a checkpoint and it does not.
+    """
+    if (path / "MANIFEST.json").exists():
+        if problem := verify(path):
+            raise ValueError(f"checkpoint {path} is damaged: {problem}; choose another")
+        return path
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    candidates = sorted(folder.glob("step-*"), reverse=True)
+    for candidate in candidates:
+        problem = verify(candidate)
+        if problem is None:
+            return candidate
+        log.warning("checkpoint %s is passed over: %s", candidate, problem)
+    if candidates:
+        raise ValueError(
+            f"none of the {len(candidates)} checkpoints in {folder} verifies; move the folder away to start anew"
+        )
+    return None
+
+
+def find_agreed(path: Path) -> Path | None:
+    """`find` on the main rank, told to all, so that no two ranks resume from different steps."""
+    answer: tuple[Path | None, str | None] = (None, None)
+    if ranks.is_main():
+        try:
+            answer = (find(path), None)
+        except ValueError as error:
+            answer = (None, str(error))
+    found, problem = ranks.broadcast_object(answer)
+    if problem:
+        raise ValueError(problem)
+    return found
+
+
+def verify(path: Path) -> str | None:
+    """What is wrong with a checkpoint, or None."""
+    try:
+        manifest = json.loads((path / "MANIFEST.json").read_text())
+    except (OSError, ValueError) as error:
+        return f"no readable MANIFEST.json ({error})"
+    if manifest.get("format") != FORMAT:
+        return f"its format is {manifest.get('format')!r}, not {FORMAT!r}"
+    for name, expected in manifest["files"].items():
+        file = path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != expected["bytes"]:
+            return f"{name} has {file.stat().st_size} bytes instead of {expected['bytes']}"
+        if _sha256(file) != expected["sha256"]:
+            return f"{name} has changed since it was written"
+    return None
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint that `find` has verified."""
+    state = json.loads((path / "state.json").read_text())
+    ema_file = path / "ema.safetensors"
+    moments: dict[str, Any] = {"step": state["adam_step"], "scaler": state["scaler"]}
+    for name, tensor in load_file(path / "moments.safetensors").items():
+        key, parameter = name.split(".", 1)
+        moments.setdefault(key, {})[parameter] = tensor
+    return Checkpoint(
+        path=path,
+        state=state,
+        model=load_file(path / "model.safetensors"),
+        ema=load_file(ema_file) if ema_file.exists() else None,
+        moments=moments,
+    )
+
+
+def _write(
+    target: Path,
+    state: dict[str, Any],
+    model: dict[str, Tensor],
+    ema: dict[str, Tensor] | None,
+    moments: dict[str, Any],
+) -> None:
+    for stale in target.parent.glob(".tmp-*"):
+        shutil.rmtree(stale)
+    temporary = target.parent / f".tmp-{target.name}"
+    temporary.mkdir(parents=True)
+    tensors = {"model": model, "moments": _flatten(moments)}
+    if ema is not None:
+        tensors["ema"] = ema
+    for name, content in tensors.items():
+        save_tensors(temporary / f"{name}.safetensors", content)
+    state = state | {"adam_step": moments["step"], "scaler": moments["scaler"]}
+    (temporary / "state.json").write_text(json.dumps(state, indent=1))
+    files = {}
+    for file in sorted(temporary.iterdir()):
+        _sync(file)
+        files[file.name] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+    manifest = temporary / "MANIFEST.json"
+    manifest.write_text(json.dumps({"format": FORMAT, "step": state["step"], "files": files}, indent=1))
+    _sync(manifest)
+    _sync(temporary)
+    if target.exists():  # the same step, saved before a restart
+        shutil.rmtree(target)
+    os.rename(temporary, target)
+    pointer = target.parent / ".tmp-latest"
+    pointer.write_text(target.name + "\n")
+    _sync(pointer)
+    os.replace(pointer, target.parent / "latest")
+    _sync(target.parent)
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file; a full disk is an OSError like any other file's."""
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata=metadata)
+    except Exception as error:  # safetensors wraps the system's error in one of its own
+        raise OSError(f"{path}: {error}") from error
+
+
+def _flatten(moments: dict[str, Any]) -> dict[str, Tensor]:
+    return {
+        f"{key}.{name}": tensor
+        for key, named in moments.items()
+        if isinstance(named, dict) and key != "scaler"
+        for name, tensor in named.items()
+    }
+
+
+def _prune(folder: Path, keep: int) -> None:
+    for old in sorted(folder.glob("step-*"))[:-keep]:
+        shutil.rmtree(old)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_model(task: torch.nn.Module, checkpoint: Checkpoint) -> None:
+    """Put a checkpoint's weights into a new task.
+
+    Raises:
+        ValueError: the checkpoint is of other nets; the message names the first differences.
+    """
+    wanted, found = task.state_dict(), checkpoint.model
+    problems = [f"{name} is missing" for name in wanted.keys() - found.keys()]
+    problems += [f"{name} is not in this run's nets" for name in found.keys() - wanted.keys()]
+    problems += [
+        f"{name} is {tuple(found[name].shape)} and must be {tuple(wanted[name].shape)}"
+        for name in wanted.keys() & found.keys()
+        if wanted[name].shape != found[name].shape
+    ]
+    if problems:
+        raise ValueError(
+            f"checkpoint {checkpoint.path} is of other nets than this run: {'; '.join(sorted(problems)[:5])} "
+            f"({len(problems)} in all). Use the configuration it was trained with, or another name for the run"
+        )
+    task.load_state_dict(found)

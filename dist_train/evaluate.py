@@ -1,0 +1,119 @@
+"""Scores on whole pictures: every picture once, shared out over the ranks, each number with its protocol's name."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dist_train import ranks
+from dist_train.config import RunConfig
+from dist_train.data.batch import Batch
+from dist_train.data.reader import ShardReader
+from dist_train.metrics import score, to_u8
+from dist_train.pictures import overlay, panel
+from dist_train.priors import Priors
+
+Restorer = Callable[[Batch], dict[str, Tensor]]
+"""A batch of one whole picture -> restored pictures by name (`student`, `teacher`), each (1,3,H,W)."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Scores of one version of one picture under one protocol."""
+
+    key: str
+    protocol: str
+    name: str
+    """`input`, `student` or `teacher`."""
+    psnr: float
+    ssim: float
+
+
+def evaluate(restore: Restorer, reader: ShardReader, *, protocols: Sequence[str], device: torch.device) -> list[Row]:
+    """Score the degraded input and everything `restore` gives, on every picture of a data set. All ranks call.
+
+    Args:
+        restore: called once per picture, without gradient.
+        reader: the pictures.
+        protocols: of `dist_train.metrics.PROTOCOLS`; outputs are clamped and rounded to uint8 first.
+        device: of this rank.
+
+    Returns:
+        One row per picture, name and protocol, in the reader's order, the same on every rank.
+    """
+    rows: list[tuple[int, Row]] = []
+    for index in range(ranks.rank(), len(reader), ranks.world_size()):
+        batch, lq_u8, gt_u8 = whole_picture(reader, index, device)
+        with torch.no_grad():
+            restored = restore(batch)
+        versions = {"input": lq_u8} | {name: to_u8(image[0].cpu()) for name, image in restored.items()}
+        for name, picture in versions.items():
+            for protocol in protocols:
+                values = score(picture, gt_u8, protocol)
+                rows.append((index, Row(reader.keys[index], protocol, name, values["psnr"], values["ssim"])))
+    everyone = [row for part in ranks.gather_objects(rows) for row in part]
+    everyone.sort(key=lambda item: item[0])
+    assert len({index for index, _ in everyone}) == len(reader), "every picture must be counted once"
+    return [row for _, row in everyone]
+
+
+def evaluate_task(
+    task: nn.Module, priors: Priors, reader: ShardReader, *, run: RunConfig, device: torch.device
+) -> list[Row]:
+    """`evaluate` for a task: the student, and with `eval.teacher` the teacher too. All ranks call."""
+
+    def restore(batch: Batch) -> dict[str, Tensor]:
+        if not run.eval.teacher:
+            return {"student": task.get_submodule("student")(batch.lq)}
+        out = task.restore(batch, priors)  # type: ignore[operator]  # a method, which nn.Module's type hides
+        return {name.removesuffix("_out"): image for name, image in out.items() if name.endswith("_out")}
+
+    return evaluate(restore, reader, protocols=[run.eval.protocol], device=device)
+
+
+@torch.no_grad()
+def draw_panels(
+    task: nn.Module, priors: Priors, reader: ShardReader, *, count: int, device: torch.device
+) -> dict[str, np.ndarray]:
+    """The first pictures of a data set: lq, student, teacher, gt and masks side by side, with RGB PSNR on each.
+
+    Returns:
+        {`val/<key>`: (H',W',3) uint8 RGB}.
+    """
+    panels = {}
+    for index in range(min(count, len(reader))):
+        batch, lq_u8, gt_u8 = whole_picture(reader, index, device)
+        out: dict[str, Tensor] = task.restore(batch, priors)  # type: ignore[operator]
+        restored = {name.removesuffix("_out"): to_u8(out[name][0].cpu()) for name in out if name.endswith("_out")}
+        columns = [
+            (f"{name} {score(picture, gt_u8, 'rgb')['psnr']:.2f} dB", picture)
+            for name, picture in ({"degraded": lq_u8} | restored).items()
+        ]
+        columns.append(("clean", gt_u8))
+        if "idmap" in out:
+            columns.append(("masks", overlay(restored["student"], out["idmap"][0].cpu().numpy())))
+        panels[f"val/{reader.keys[index]}"] = panel(columns)
+    return panels
+
+
+def whole_picture(reader: ShardReader, index: int, device: torch.device) -> tuple[Batch, np.ndarray, np.ndarray]:
+    """One uncropped pair as a batch of one, and as uint8 lq and gt."""
+    lq_u8, gt_u8 = reader.pair(index)
+    lq, gt = (torch.from_numpy(picture).permute(2, 0, 1)[None].float().div(255) for picture in (lq_u8, gt_u8))
+    return Batch.of_images(lq, gt, keys=(reader.keys[index],)).to(device), lq_u8, gt_u8
+
+
+def means(rows: list[Row]) -> dict[str, float]:
+    """Means over pictures, under the names they are logged by: `val/<protocol>/psnr/<name>` in dB, `.../ssim/...`."""
+    groups: dict[str, list[float]] = {}
+    for row in rows:
+        groups.setdefault(f"val/{row.protocol}/psnr/{row.name}", []).append(row.psnr)
+        groups.setdefault(f"val/{row.protocol}/ssim/{row.name}", []).append(row.ssim)
+    return {name: float(np.mean(values)) for name, values in groups.items()}
+
+
+def as_records(rows: list[Row]) -> list[dict[str, str | float]]:
+    """Rows as plain dictionaries, for JSON."""
+    return [asdict(row) for row in rows]

@@ -1,0 +1,125 @@
+"""The losses: one pure function per equation, and Eq. 8 in `total`.
+
+Images are (B,3,H,W) float32 RGB in [0,1]; features (B,C,h,w); every function returns a scalar, mean over pictures.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dist_train.config import LossConfig, SgrConfig, SpdConfig
+from dist_train.priors.masks import MaskSet
+
+
+def l1(output: Tensor, gt: Tensor) -> Tensor:
+    """Mean absolute error."""
+    return F.l1_loss(output, gt)
+
+
+def charbonnier(output: Tensor, gt: Tensor) -> Tensor:
+    """Mean of sqrt(d^2 + 1e-6), Uformer's loss."""
+    return ((output - gt).square() + 1e-6).sqrt().mean()
+
+
+def psnr_loss(output: Tensor, gt: Tensor) -> Tensor:
+    """Minus PSNR in dB, NAFNet's loss: (10 / ln 10) ln(mse + 1e-8) of each picture, mean over pictures."""
+    mse = (output - gt).square().mean((1, 2, 3))
+    return 10 / math.log(10) * (mse + 1e-8).log().mean()
+
+
+RECONSTRUCTION: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "l1": l1,
+    "charbonnier": charbonnier,
+    "psnr": psnr_loss,
+}
+
+
+def spd(student_out: Tensor, teacher_out: Tensor, config: SpdConfig) -> Tensor:
+    """Semantic priors distillation (Eq. 4): smooth L1 from the student's image to the teacher's.
+
+    Args:
+        student_out: (B,3,H,W), carries the gradient.
+        teacher_out: (B,3,H,W), detached here: the teacher must not come down to the student.
+        config: `reduction` is over the pixels of a picture; the paper leaves it open.
+    """
+    each = F.smooth_l1_loss(student_out, teacher_out.detach(), beta=config.beta, reduction="none").flatten(1)
+    return (each.sum(1) if config.reduction == "sum" else each.mean(1)).mean()
+
+
+def map_relations(features: Tensor, masks: Tensor) -> Tensor:
+    """Relations between masked feature maps, Eq. 5-6 as written: S_ij = mean over c,h,w of (F M_i - F M_j)^2.
+
+    With e the energy of the features at a pixel, sum over c of F^2, this is G_ii + G_jj - 2 G_ij with
+    G = (M e) M^T / Chw: one bmm, no (B,K,C,h,w) tensor. Masks that do not overlap give G_ii + G_jj, so their relation
+    holds energies alone.
+
+    Args:
+        features: (B,C,h,w).
+        masks: (B,K,h,w) in [0,1].
+
+    Returns:
+        (B,K,K), symmetric, zero on the diagonal.
+    """
+    num_channels, height, width = features.shape[1:]
+    energy = features.square().sum(1).flatten(1)[:, None]  # (B,1,hw)
+    flat = masks.flatten(2)
+    gram = (flat * energy) @ flat.mT / (num_channels * height * width)
+    own = gram.diagonal(dim1=1, dim2=2)
+    return own[:, :, None] + own[:, None, :] - 2 * gram
+
+
+def pooled_relations(nodes: Tensor) -> Tensor:
+    """L2 distances between the mean features of the masks: S_ij = ||h_i - h_j||.
+
+    Args:
+        nodes: (B,K,C), mean of the features inside each mask.
+
+    Returns:
+        (B,K,K). The gradient of coincident nodes is zero, never NaN.
+    """
+    squared = (nodes[:, :, None] - nodes[:, None]).square().sum(-1)
+    apart = squared > 0
+    return torch.where(apart, squared, 1).sqrt() * apart
+
+
+def sgr(student_features: Tensor, teacher_features: Tensor, masks: MaskSet, config: SgrConfig) -> Tensor:
+    """Semantic-guided relation (Eq. 5-7): the parts of both pictures relate to each other alike.
+
+    Args:
+        student_features: (B,C,h,w), carries the gradient.
+        teacher_features: (B,C,h,w), detached here.
+        masks: the same for both nets, resized here to h x w.
+        config: which relation; see `SgrConfig`.
+
+    Returns:
+        Squared difference of the relations, mean over the pairs of valid masks of a picture, then over the pictures
+        that have a pair; 0 if none has.
+    """
+    teacher_features = teacher_features.detach()
+    if config.normalize:
+        scale = teacher_features.square().mean((1, 2, 3), keepdim=True).clamp_min(1e-12).rsqrt()
+        student_features, teacher_features = student_features * scale, teacher_features * scale
+    if config.relation == "pooled":
+        student = pooled_relations(masks.pool(student_features))
+        teacher = pooled_relations(masks.pool(teacher_features))
+    else:
+        small = masks.resize(*student_features.shape[-2:])
+        student, teacher = map_relations(student_features, small), map_relations(teacher_features, small)
+    valid = masks.valid
+    pairs = valid[:, :, None] & valid[:, None] & ~torch.eye(valid.shape[1], dtype=torch.bool, device=valid.device)
+    num_pairs = pairs.sum((1, 2))
+    per_picture = ((student - teacher).square() * pairs).sum((1, 2)) / num_pairs.clamp_min(1)
+    return per_picture.sum() / (num_pairs > 0).sum().clamp_min(1)
+
+
+def student_total(terms: dict[str, Tensor], config: LossConfig) -> Tensor:
+    """The student's loss, Eq. 8: reconstruction + lambda_1 SPD + lambda_2 SGR. Terms that are absent are off."""
+    total = terms["student_rec"]
+    if "spd" in terms:
+        total = total + config.spd.weight * terms["spd"]
+    if "sgr" in terms:
+        total = total + config.sgr.weight * terms["sgr"]
+    return total

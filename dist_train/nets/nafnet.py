@@ -1,0 +1,155 @@
+"""NAFNet (Chen et al., "Simple Baselines for Image Restoration", 2022), with its test-time local converter (TLC).
+
+Key-compatible with the official checkpoints. Written from the published description; the residual scales beta and gamma
+start at zero, so a new net is close to the identity.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dist_train.nets.stages import AfterStage, Stage
+
+
+class LayerNorm2d(nn.Module):
+    """Layer norm over the channels of a map (B,C,h,w), biased variance, eps 1e-6, computed in float32."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise every pixel over its channels."""
+        deviation = x.float() - x.float().mean(1, keepdim=True)
+        scale = torch.rsqrt(deviation.square().mean(1, keepdim=True) + 1e-6)
+        return torch.addcmul(self.bias[:, None, None], self.weight[:, None, None], deviation * scale)
+
+
+def simple_gate(x: Tensor) -> Tensor:
+    """Product of the two halves of the channels: (B,2C,h,w) -> (B,C,h,w)."""
+    first, second = x.chunk(2, dim=1)
+    return first * second
+
+
+def local_mean(x: Tensor, side: int) -> Tensor:
+    """Mean over a side x side box around each pixel, replicate-padded at the rim (TLC); global if the box covers all.
+
+    Sums come from an integral image in float64, whose cost does not grow with the box (384 px at GoPro's full size).
+    """
+    h, w = x.shape[-2:]
+    if side >= h and side >= w:
+        return x.mean((2, 3), keepdim=True)
+    rows, cols = min(side, h), min(side, w)
+    total = F.pad(x.double().cumsum(-1).cumsum(-2), (1, 0, 1, 0))
+    box = total[..., rows:, cols:] - total[..., :-rows, cols:] - total[..., rows:, :-cols] + total[..., :-rows, :-cols]
+    top, left = (rows - 1) // 2, (cols - 1) // 2
+    mean = (box / (rows * cols)).to(x.dtype)
+    return F.pad(mean, (left, cols - 1 - left, top, rows - 1 - top), mode="replicate")
+
+
+class NafBlock(nn.Module):
+    """A gated depthwise mixer with channel attention, then a gated pointwise mixer; both residual, scaled from zero."""
+
+    def __init__(self, channels: int, *, pool_side: int):
+        super().__init__()
+        self.beta = nn.Parameter(torch.zeros(1, channels, 1, 1))
+        self.gamma = nn.Parameter(torch.zeros(1, channels, 1, 1))
+        self.conv1 = nn.Conv2d(channels, 2 * channels, 1)
+        self.conv2 = nn.Conv2d(2 * channels, 2 * channels, 3, padding=1, groups=2 * channels)
+        self.conv3 = nn.Conv2d(channels, channels, 1)
+        # The official file keeps the pooling at index 0 of this Sequential; only its key, sca.1, matters.
+        self.sca = nn.Sequential(nn.Identity(), nn.Conv2d(channels, channels, 1))
+        self.conv4 = nn.Conv2d(channels, 2 * channels, 1)
+        self.conv5 = nn.Conv2d(channels, channels, 1)
+        self.norm1 = LayerNorm2d(channels)
+        self.norm2 = LayerNorm2d(channels)
+        self.pool_side = pool_side
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B,C,h,w) -> (B,C,h,w)."""
+        mixed = simple_gate(self.conv2(self.conv1(self.norm1(x))))
+        pooled = local_mean(mixed, self.pool_side) if self.pool_side else mixed.mean((2, 3), keepdim=True)
+        x = x + self.beta * self.conv3(mixed * self.sca(pooled))
+        return x + self.gamma * self.conv5(simple_gate(self.conv4(self.norm2(x))))
+
+
+class Nafnet(nn.Module):
+    """A U-shape of NAF blocks with a global residual.
+
+    Args:
+        width: channels at full resolution; each level down doubles them.
+        middle_blk_num, enc_blk_nums, dec_blk_nums: blocks per stage.
+        tlc_train_px: side of the training crops. If not 0, each block's global pooling becomes a mean over a box 1.5
+            times as large as its training features, as in the official NAFNetLocal; at that size both are the same.
+    """
+
+    stages: tuple[Stage, ...]
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        middle_blk_num: int,
+        enc_blk_nums: tuple[int, ...],
+        dec_blk_nums: tuple[int, ...],
+        tlc_train_px: int = 0,
+    ):
+        super().__init__()
+        levels = len(enc_blk_nums)
+        self.multiple = 2**levels
+
+        def blocks(count: int, level: int) -> nn.Sequential:
+            side = (tlc_train_px // 2**level) * int(1.5 * tlc_train_px) // tlc_train_px if tlc_train_px else 0
+            return nn.Sequential(*(NafBlock(width * 2**level, pool_side=side) for _ in range(count)))
+
+        self.intro = nn.Conv2d(3, width, 3, padding=1)
+        self.ending = nn.Conv2d(width, 3, 3, padding=1)
+        self.encoders = nn.ModuleList(blocks(count, level) for level, count in enumerate(enc_blk_nums))
+        self.decoders = nn.ModuleList(blocks(count, levels - 1 - i) for i, count in enumerate(dec_blk_nums))
+        self.middle_blks = blocks(middle_blk_num, levels)
+        self.ups = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(width * 2**level, width * 2 ** (level + 1), 1, bias=False), nn.PixelShuffle(2))
+            for level in range(levels, 0, -1)
+        )
+        self.downs = nn.ModuleList(
+            nn.Conv2d(width * 2**level, width * 2 ** (level + 1), 2, stride=2) for level in range(levels)
+        )
+        self.stages = (
+            *(Stage(f"encoders.{level}", width * 2**level, 2**level) for level in range(levels)),
+            Stage("middle_blks", width * 2**levels, 2**levels),
+            *(Stage(f"decoders.{i}", width * 2 ** (levels - 1 - i), 2 ** (levels - 1 - i)) for i in range(levels)),
+        )
+
+    def forward(self, lq: Tensor, after_stage: AfterStage | None = None) -> Tensor:
+        """Restore a batch of any size.
+
+        Args:
+            lq: (B,3,H,W) float RGB in [0,1]. Zero-padded on the right and below to a multiple of 2**levels inside.
+            after_stage: called after each stage; see `dist_train.nets.stages`.
+
+        Returns:
+            (B,3,H,W), not clamped.
+        """
+        height, width = lq.shape[-2:]
+        padded = F.pad(lq, (0, -width % self.multiple, 0, -height % self.multiple))
+        index = 0
+
+        def stage(blocks: nn.Module, x: Tensor) -> Tensor:
+            nonlocal index
+            x = blocks(x)
+            if after_stage is not None:
+                x = after_stage(index, x)
+            index += 1
+            return x
+
+        x = self.intro(padded)
+        skips = []
+        for encoder, down in zip(self.encoders, self.downs, strict=True):
+            x = stage(encoder, x)
+            skips.append(x)
+            x = down(x)
+        x = stage(self.middle_blks, x)
+        for decoder, up, skip in zip(self.decoders, self.ups, reversed(skips), strict=True):
+            x = stage(decoder, up(x) + skip)
+        return (self.ending(x) + padded)[..., :height, :width]

@@ -1,0 +1,86 @@
+"""Distilling semantic priors: student, prior, teacher and their losses (Eq. 1-8).
+
+    lq -> student -> student_out -> prior -> masks                  Eq. 1, 2
+    student_out, masks -> teacher (SPF) -> teacher_out              Eq. 3
+    student:  rec + w1 SPD(student_out, teacher_out) + w2 SGR       Eq. 4-8
+    teacher:  rec
+
+Both nets are trained, by one backward pass: SPD and SGR stop at the teacher, and the teacher's reconstruction stops at
+the student's output, so neither net's loss reaches the other (`loss.detach_cascade: false` lets the latter through).
+"""
+
+import torch
+from torch import Tensor, nn
+
+from dist_train.config import LossConfig
+from dist_train.data.batch import Batch
+from dist_train.losses import RECONSTRUCTION, sgr, spd, student_total
+from dist_train.nets.fusion import Teacher
+from dist_train.priors import Priors
+from dist_train.priors.masks import MaskSet
+
+
+class DistillTask(nn.Module):
+    """Student and teacher under one objective.
+
+    The frozen priors are arguments of `forward`, not children: ZeRO-3 would shard a child, and every checkpoint would
+    hold a copy of it.
+    """
+
+    def __init__(self, student: nn.Module, teacher: Teacher, loss: LossConfig):
+        super().__init__()
+        self.student = student
+        self.teacher = teacher
+        self.loss = loss
+
+    def forward(self, batch: Batch, priors: Priors, *, measure: bool = False) -> dict[str, Tensor]:
+        """Losses of one micro-batch, not reduced over ranks.
+
+        Args:
+            batch: lq and gt, (B,3,H,W).
+            priors: `masks` must be there; `features` if SGR is on.
+            measure: also give each student term's gradient norm at the student's output.
+
+        Returns:
+            student_rec, teacher_rec, spd, sgr: unweighted scalars (spd and sgr only if their weight is not 0);
+            total: what to call backward on; masks_per_picture and mask_coverage, for the log; with `measure`,
+            gradient/student_rec, gradient/spd, gradient/sgr: norms of the *weighted* terms' gradients.
+        """
+        student_out, teacher_out, masks = self._cascade(batch.lq, priors, batch)
+        # Losses in float32 whatever the nets ran in: differences of two restored pictures are small.
+        with torch.autocast(student_out.device.type, enabled=False):
+            student_out, teacher_out = student_out.float(), teacher_out.float()
+            rec = RECONSTRUCTION[self.loss.rec]
+            terms = {"student_rec": rec(student_out, batch.gt), "teacher_rec": rec(teacher_out, batch.gt)}
+            if self.loss.spd.weight > 0:
+                terms["spd"] = spd(student_out, teacher_out, self.loss.spd)
+            if self.loss.sgr.weight > 0:
+                assert priors.features is not None
+                with torch.no_grad():
+                    teacher_features = priors.features(teacher_out)
+                terms["sgr"] = sgr(priors.features(student_out), teacher_features, masks, self.loss.sgr)
+            total = student_total(terms, self.loss) + terms["teacher_rec"]
+            if measure:
+                terms |= self._gradient_norms(terms, student_out)
+        log = {"masks_per_picture": masks.valid.sum(1).float().mean(), "mask_coverage": masks.coverage().mean()}
+        return {**terms, **log, "total": total}
+
+    def restore(self, batch: Batch, priors: Priors) -> dict[str, Tensor]:
+        """Pictures to look at: `student_out` and `teacher_out` (B,3,H,W), not clamped, and `idmap` (B,H,W) int64."""
+        student_out, teacher_out, masks = self._cascade(batch.lq, priors, batch)
+        return {"student_out": student_out.float(), "teacher_out": teacher_out.float(), "idmap": masks.idmap()}
+
+    def _cascade(self, lq: Tensor, priors: Priors, batch: Batch) -> tuple[Tensor, Tensor, MaskSet]:
+        assert priors.masks is not None
+        student_out = self.student(lq)  # Eq. 1
+        masks = priors.masks(student_out.detach().float(), batch)  # Eq. 2: what SAM sees is the restored picture
+        image = student_out.detach() if self.loss.detach_cascade else student_out
+        return student_out, self.teacher(image, masks), masks  # Eq. 3
+
+    def _gradient_norms(self, terms: dict[str, Tensor], student_out: Tensor) -> dict[str, Tensor]:
+        weights = {"student_rec": 1.0, "spd": self.loss.spd.weight, "sgr": self.loss.sgr.weight}
+        norms = {}
+        for name in weights.keys() & terms.keys():
+            (gradient,) = torch.autograd.grad(terms[name], student_out, retain_graph=True)
+            norms[f"gradient/{name}"] = weights[name] * gradient.norm()
+        return norms

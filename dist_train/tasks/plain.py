@@ -1,0 +1,26 @@
+"""The student alone: what a distilled student is compared with."""
+
+from torch import Tensor, nn
+
+from dist_train.config import LossConfig
+from dist_train.data.batch import Batch
+from dist_train.losses import RECONSTRUCTION
+from dist_train.priors import Priors
+
+
+class PlainTask(nn.Module):
+    """One restoration net under its reconstruction loss."""
+
+    def __init__(self, student: nn.Module, loss: LossConfig):
+        super().__init__()
+        self.student = student
+        self.loss = loss
+
+    def forward(self, batch: Batch, priors: Priors, *, measure: bool = False) -> dict[str, Tensor]:
+        """Losses of one micro-batch: `student_rec` and `total`. `priors` and `measure` have no meaning here."""
+        student_rec = RECONSTRUCTION[self.loss.rec](self.student(batch.lq).float(), batch.gt)
+        return {"student_rec": student_rec, "total": student_rec}
+
+    def restore(self, batch: Batch, priors: Priors) -> dict[str, Tensor]:
+        """Pictures to look at: `student_out` (B,3,H,W), not clamped."""
+        return {"student_out": self.student(batch.lq).float()}

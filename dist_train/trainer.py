@@ -1,0 +1,187 @@
+"""The loop."""
+
+import faulthandler
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dist_train import checkpoint, ranks
+from dist_train.config import RunConfig, plan_batch
+from dist_train.data.batch import Batch
+from dist_train.data.loader import training_batches
+from dist_train.data.reader import ShardReader
+from dist_train.engine import Engine, start_ranks, stop_ranks
+from dist_train.evaluate import draw_panels, evaluate_task, means
+from dist_train.priors import build_priors
+from dist_train.record import environment, write_record
+from dist_train.tasks import build_task, count_parameters
+from dist_train.track import Stopwatch, Tracker, named_losses
+
+log = logging.getLogger(__name__)
+
+
+def train(run: RunConfig) -> Path:
+    """Train a run to its end, going on from its newest checkpoint if there is one.
+
+    Returns:
+        The last checkpoint.
+
+    Raises:
+        ValueError: something the user wrote does not fit; the message says what, where and how to mend it.
+        RuntimeError: the losses are no longer finite.
+        OSError: a checkpoint could not be written.
+    """
+    device = start_ranks(run)
+    try:
+        return _train(run, device)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+        stop_ranks()
+
+
+def _train(run: RunConfig, device: torch.device) -> Path:
+    plan = plan_batch(run.optim, ranks.world_size())
+    reader = ShardReader(run.data.train)
+    val = ShardReader(run.data.val) if run.data.val else None
+    saved = checkpoint.find_agreed(run.dir)
+    resumed = None if saved is None else _checked(checkpoint.load(saved), run, reader)
+    start = resumed.state["step"] if resumed else 0
+    if saved is not None and start >= run.optim.steps:
+        log.info("%s is finished: %s has all its %d steps", run.name, saved, start)
+        return saved
+
+    torch.manual_seed(run.seed)  # the same new weights on every rank
+    task = build_task(run)
+    if resumed:
+        checkpoint.load_model(task, resumed)
+    priors = build_priors(run, device)
+    engine = Engine(run, task, plan, device, resumed=resumed)
+    batches = training_batches(
+        reader, run.data, seed=run.seed, plan=plan, rank=ranks.rank(), world=ranks.world_size(), start_step=start
+    )
+    env = environment(
+        data={"train": reader.fingerprint, "val": val.fingerprint if val else None},
+        batch=plan._asdict(),
+        parameters=count_parameters(run),
+        priors=priors.describe(),
+    )
+    if ranks.is_main():
+        write_record(run, env)
+    _say_what_runs(run, env, start)
+
+    bad_samples: set[str] = set()
+    with Tracker(run, resume_step=start, extra=env) as tracker:
+        watch = Stopwatch(run.optim.global_batch)
+        while engine.step_count < run.optim.steps:
+            faulthandler.dump_traceback_later(run.engine.hang_timeout_s, exit=True)
+            step = engine.step_count + 1
+            last = step == run.optim.steps
+            measure = _due(step, run.track.gradients_every)
+            engine.step(_watched(batches, watch, bad_samples), priors, measure=measure)
+            watch.step()
+            _stop_if_too_many(bad_samples, run)
+
+            if last or _due(step, run.track.every):
+                losses = engine.drain()  # all ranks; what follows is written by the main one
+                tracker.log(step, named_losses(losses, run.loss) | watch.lap() | _progress(engine, reader, bad_samples))
+                tracker.progress(step, {name: losses[name] for name in losses if name in ("student_rec", "total")})
+            if val and (last or _due(step, run.eval.every)):
+                view = engine.whole_task()
+                rows = evaluate_task(view, priors, val, run=run, device=device)
+                tracker.log(step, means(rows))
+                if ranks.is_main() and (last or _due(step, run.track.pictures_every)):
+                    tracker.pictures(step, draw_panels(view, priors, val, count=run.track.num_pictures, device=device))
+                watch.lap()
+            if last or _due(step, run.checkpoint.every):
+                saved = _save(run, engine, reader, env)
+                watch.lap()
+    batches.close()
+    engine.close()
+    assert saved is not None
+    return saved
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _checked(resumed: checkpoint.Checkpoint, run: RunConfig, reader: ShardReader) -> checkpoint.Checkpoint:
+    """Refuse to go on where the stream of samples would break."""
+    for key, before, now in (
+        ("seed", resumed.state["seed"], run.seed),
+        ("optim.global_batch", resumed.state["global_batch"], run.optim.global_batch),
+    ):
+        if before != now:
+            raise ValueError(
+                f"{resumed.path} was trained with {key}={before} and the run says {now}, which would break the stream "
+                f"of samples. Set {key}={before}, or give the run another name"
+            )
+    if resumed.state["data"] != reader.fingerprint:
+        raise ValueError(
+            f"{resumed.path} was trained on other shards than data.train={run.data.train} holds now (the manifest has "
+            "changed). Put the old shards back, or give the run another name"
+        )
+    log.info("resuming %s from %s, %d samples seen", run.name, resumed.path, resumed.state["samples_seen"])
+    return resumed
+
+
+def _save(run: RunConfig, engine: Engine, reader: ShardReader, env: dict[str, Any]) -> Path:
+    state = {
+        "step": engine.step_count,
+        "samples_seen": engine.step_count * run.optim.global_batch,
+        "global_batch": run.optim.global_batch,
+        "seed": run.seed,
+        "data": reader.fingerprint,
+        "config": run.model_dump(mode="json"),
+        "env": env,
+    }
+    path = checkpoint.save(
+        run.dir / "checkpoints",
+        state=state,
+        model=engine.weights(),
+        ema=engine.ema_weights(),
+        moments=engine.moments(),
+        keep=run.checkpoint.keep,
+    )
+    log.info("saved %s", path)
+    return path
+
+
+def _watched(batches: Iterator[Batch], watch: Stopwatch, bad: set[str]) -> Iterator[Batch]:
+    """Pass batches on, timing the wait for them and noting samples that had to be replaced."""
+    while True:
+        with watch.waiting_for_data():
+            batch = next(batches)
+        for message in set(batch.bad) - bad:
+            log.warning("replaced a bad sample: %s", message)
+        bad.update(batch.bad)
+        yield batch
+
+
+def _stop_if_too_many(bad: set[str], run: RunConfig) -> None:
+    """All ranks stop together when together they have met more bad samples than the run allows."""
+    if not ranks.any_rank(bool(bad)):
+        return
+    everyone = sorted(set().union(*ranks.gather_objects(bad)))
+    if len(everyone) > run.data.max_bad_samples:
+        raise ValueError(
+            f"{len(everyone)} samples could not be read and data.max_bad_samples is {run.data.max_bad_samples}:\n  "
+            + "\n  ".join(everyone[:10])
+            + f"\nRun `python -m shards check {run.data.train}`, or raise data.max_bad_samples to go on without them"
+        )
+
+
+def _progress(engine: Engine, reader: ShardReader, bad: set[str]) -> dict[str, float]:
+    seen = engine.step_count * engine.plan.global_batch
+    return {"lr": engine.rate, "samples_seen": seen, "epoch": seen / len(reader), "data/bad_samples": len(bad)}
+
+
+def _say_what_runs(run: RunConfig, env: dict[str, Any], start: int) -> None:
+    log.info("%s (%s): steps %d to %d, batch %s", run.name, run.task, start, run.optim.steps, env["batch"])
+    for part, count in env["parameters"].items():
+        log.info("%s: %s parameters", part, f"{count:,}")
+    for part, what in env["priors"].items():
+        log.info("%s: %s", part, what)

@@ -1,0 +1,34 @@
+"""What all entry points share: logging with the rank in front, and errors as one line a person can act on."""
+
+import logging
+import sys
+from collections.abc import Callable
+
+from dist_train import ranks
+from shards.schema import ShardError
+
+
+def set_up_logging() -> None:
+    """Log to stderr; every line names its rank, and ranks other than the main one speak up only with warnings."""
+    logging.basicConfig(
+        level=logging.INFO if ranks.is_main() else logging.WARNING,
+        format=f"%(asctime)s [rank {ranks.rank()}] %(levelname)s %(message)s",
+        datefmt="%H:%M:%S",
+        force=True,
+    )
+
+
+def run_main(main: Callable[[], int]) -> int:
+    """Call `main`; what a user can mend is printed without a traceback and gives exit code 2.
+
+    Errors of the configuration are met by all ranks alike, so every rank that fails says so and names itself.
+    """
+    try:
+        return main()
+    except (ValueError, OSError, ShardError) as error:
+        where = f" [rank {ranks.rank()}]" if ranks.world_size() > 1 else ""
+        print(f"error{where}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130

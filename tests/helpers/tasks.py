@@ -1,0 +1,73 @@
+"""Small real tasks and batches for tests of the engine: the same samples whatever the number of ranks."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from dist_train.config import BatchPlan, RunConfig, parse_run
+from dist_train.data.batch import Batch
+from dist_train.priors import Priors
+from dist_train.priors.regions import RegionsPrior
+from dist_train.priors.vgg import load_features
+from dist_train.tasks import build_task
+
+
+def tiny_run(tmp: Path | str = "unused", **sections: object) -> RunConfig:
+    """A distill run of two tiny NAFNets with all terms on."""
+    tree: dict[str, object] = {
+        "name": "tiny",
+        "out": str(tmp),
+        "data": {"train": "unused", "crop_px": 32, "workers": 0},
+        "student": {"width": 4, "enc_blk_nums": [1, 1], "dec_blk_nums": [1, 1]},
+        "teacher": {"spf": {"max_channels": 8}},
+        "prior": {"name": "regions", "num_masks": 6, "scale": 50.0, "min_area_px": 16},
+        "features": {"weights": "random", "layer": "relu2_2"},
+        "loss": {"sgr": {"weight": 1.0}},
+        "optim": {"steps": 8, "global_batch": 4, "lr": 1e-3},
+    }
+    for name, section in sections.items():
+        tree[name] = {**tree.get(name, {}), **section} if isinstance(section, dict) else section  # type: ignore[dict-item]
+    return parse_run(tree, source="tiny_run")
+
+
+def tiny_task(run: RunConfig) -> nn.Module:
+    """The run's task, NAFNet's residual scales shaken so that all parameters have a gradient."""
+    torch.manual_seed(run.seed)
+    task = build_task(run)
+    with torch.no_grad():
+        for name, parameter in task.named_parameters():
+            if name.endswith((".beta", ".gamma", "fuse.weight")):
+                parameter.normal_(0, 0.1)
+    return task
+
+
+def tiny_priors(run: RunConfig) -> Priors:
+    """Regions and random VGG features."""
+    assert run.prior.name == "regions"
+    return Priors(masks=RegionsPrior(run.prior), features=load_features(run.features, torch.device("cpu")))
+
+
+def tiny_batches(plan: BatchPlan, *, rank: int, world: int, start_step: int = 0, px: int = 32) -> Iterator[Batch]:
+    """Blocky pictures with noise; sample p is a pure function of p."""
+    step = start_step
+    while True:
+        for micro in range(plan.grad_accum):
+            first = step * plan.global_batch + (micro * world + rank) * plan.batch_per_rank
+            positions = range(first, first + plan.batch_per_rank)
+            pairs = [_pair(position, px) for position in positions]
+            yield Batch.of_images(
+                torch.stack([lq for lq, _ in pairs]),
+                torch.stack([gt for _, gt in pairs]),
+                keys=tuple(str(position) for position in positions),
+            )
+        step += 1
+
+
+def _pair(position: int, px: int) -> tuple[torch.Tensor, torch.Tensor]:
+    rng = np.random.default_rng(position)
+    blocks = rng.random((3, 4, 4)).repeat(px // 4, 1).repeat(px // 4, 2)
+    noisy = blocks + 0.1 * rng.standard_normal(blocks.shape)
+    return torch.from_numpy(noisy).float(), torch.from_numpy(blocks).float()

@@ -1,0 +1,79 @@
+"""How a value is decided, and what a person reads who made a mistake."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dist_train.config import OptimConfig, dump_run, load_run, parse_run, plan_batch
+
+pytestmark = pytest.mark.unit
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text("name: trial\ndata: {train: shards}\noptim: {lr: 1e-4}\nprior: {name: regions}\n")
+    return path
+
+
+def test_precedence_and_round_trip(config: Path) -> None:
+    run = load_run(config, ["optim.steps=7", "data.crop_px=64"])
+    assert run.optim.lr == 1e-4  # PyYAML reads it as a string
+    assert (run.optim.steps, run.data.crop_px, run.optim.global_batch) == (7, 64, 8)
+    import yaml
+
+    assert parse_run(yaml.safe_load(dump_run(run)), source="dump") == run
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("loss.sgr.wieght=1", "loss.sgr.wieght: no such setting; did you mean weight?"),
+        ("optmi.lr=1", "optmi: no such setting; did you mean optim?"),
+        ("optim.lr=-1", "optim.lr=-1: Input should be greater than 0"),
+        ("optim.lr=true", "optim.lr=True: a number is wanted"),
+        ("optim.steps=2.5", "optim.steps=2.5: Input should be a valid integer"),
+        ("seed=true", "seed=True: Input should be a valid integer"),
+        ("engine.zero_stage=4", "engine.zero_stage=4: Input should be less than or equal to 3"),
+        ("data.crop_px.x=3", "data.crop_px"),
+        ("optim.lr.x=3", "optim.lr is a value ('1e-4'), not a section"),
+        ("prior.points_per_side=3", "prior.points_per_side: no such setting"),
+        ("optim.lr", "an override is key.sub=value"),
+        ("engine={precision: bf16, zero_stage: 0}", "needs engine.zero_stage=1, 2 or 3"),
+        ("student.enc_blk_nums=[1]", "needs as many up as down"),
+    ],
+)
+def test_mistakes_are_named(config: Path, override: str, message: str) -> None:
+    with pytest.raises(ValueError, match="run.yaml|override|section") as caught:
+        load_run(config, [override])
+    assert message in str(caught.value)
+
+
+def test_a_missing_or_broken_file_is_named(tmp_path: Path, config: Path) -> None:
+    with pytest.raises(ValueError, match=r"no configuration .*nope\.yaml; there are .*run\.yaml"):
+        load_run(tmp_path / "nope.yaml")
+    config.write_text("a: [b-{0..3}.tar: 1")
+    with pytest.raises(ValueError, match="is not YAML"):
+        load_run(config)
+
+
+def test_batch_plan_divides_or_says_what_would() -> None:
+    assert plan_batch(OptimConfig(global_batch=8, batch_per_rank=2), 2) == (8, 2, 2)
+    with pytest.raises(ValueError, match=r"cannot be shared by 3 ranks; start \[1, 2, 4, 8\] ranks"):
+        plan_batch(OptimConfig(global_batch=8), 3)
+    with pytest.raises(ValueError, match=r"batch_per_rank=4 does not divide the 2 samples.*\[1, 2\]"):
+        plan_batch(OptimConfig(global_batch=8, batch_per_rank=4), 4)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_configuration_loads(path: Path) -> None:
+    load_run(path)
+
+
+def test_configuration_needs_no_torch() -> None:
+    code = "import sys, dist_train.config; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -1,0 +1,121 @@
+"""Each vectorised loss against a loop written from its equation, and where gradients may and may not go."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dist_train import losses
+from dist_train.config import LossConfig, SgrConfig, SpdConfig
+from dist_train.priors.masks import MaskSet, from_masks
+from tests.helpers.shared import shared
+
+pytestmark = pytest.mark.unit
+
+
+def some_masks() -> MaskSet:
+    """Two pictures of 16 x 16: three masks (two overlap) and one; K = 4."""
+    first = np.zeros((3, 16, 16), bool)
+    first[0, :, :8] = True
+    first[1, 4:12, 4:12] = True
+    first[2, 0:3, 12:] = True
+    second = np.zeros((1, 16, 16), bool)
+    second[0, 5:, 5:] = True
+    return from_masks([first, second], num_masks=4)
+
+
+def features(seed: int) -> torch.Tensor:
+    return torch.randn(2, 5, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def naive_sgr(student: torch.Tensor, teacher: torch.Tensor, masks: MaskSet, config: SgrConfig) -> float:
+    small = masks.resize(8, 8).double()
+    per_picture = []
+    for b in range(2):
+        if config.normalize:
+            scale = teacher[b].square().mean().sqrt()
+        else:
+            scale = torch.tensor(1.0, dtype=torch.float64)
+
+        def relation(f: torch.Tensor, i: int, j: int, b: int = b, scale: torch.Tensor = scale) -> torch.Tensor:
+            masked = [f[b] / scale * small[b, k] for k in (i, j)]  # Eq. 5
+            if config.relation == "map":
+                return (masked[0] - masked[1]).square().mean()  # Eq. 6
+            nodes = [m.sum((1, 2)) / small[b, k].sum() for m, k in zip(masked, (i, j), strict=True)]
+            return (nodes[0] - nodes[1]).norm()
+
+        count = int(masks.valid[b].sum())
+        pairs = [(i, j) for i in range(count) for j in range(count) if i != j]
+        if pairs:
+            gaps = [(relation(student, i, j) - relation(teacher, i, j)).square() for i, j in pairs]  # Eq. 7
+            per_picture.append(torch.stack(gaps).mean())
+    return torch.stack(per_picture).mean().item()
+
+
+@pytest.mark.parametrize("relation", ["map", "pooled"])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_sgr_equals_a_loop_over_pairs(relation: str, normalize: bool) -> None:
+    config = SgrConfig(relation=relation, normalize=normalize)  # type: ignore[arg-type]
+    student, teacher, masks = features(1), features(2), some_masks()
+    fast = losses.sgr(student.float(), teacher.float(), masks, config).item()
+    assert fast == pytest.approx(naive_sgr(student, teacher, masks, config), rel=1e-5)
+
+
+@pytest.mark.parametrize("relation", ["map", "pooled"])
+def test_sgr_gradient_is_finite_and_only_the_student_s(relation: str) -> None:
+    config = SgrConfig(relation=relation)  # type: ignore[arg-type]
+    student, teacher = features(1).float().requires_grad_(), features(2).float().requires_grad_()
+    losses.sgr(student, teacher, some_masks(), config).backward()
+    assert teacher.grad is None
+    assert student.grad is not None and student.grad.isfinite().all() and student.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("relation", ["map", "pooled"])
+def test_sgr_of_coincident_nodes_and_of_no_masks(relation: str) -> None:
+    config = SgrConfig(relation=relation)  # type: ignore[arg-type]
+    flat = torch.ones(2, 5, 8, 8, requires_grad=True)
+    losses.sgr(flat, features(2).float(), some_masks(), config).backward()
+    assert flat.grad is not None and flat.grad.isfinite().all()
+    none = MaskSet(torch.zeros(2, 4, 16, 16, dtype=torch.bool), torch.zeros(2, 4, dtype=torch.bool))
+    student = features(1).float().requires_grad_()
+    loss = losses.sgr(student, features(2).float(), none, config)
+    loss.backward()
+    assert loss.item() == 0 and student.grad is not None and (student.grad == 0).all()
+
+
+def test_disjoint_masks_make_the_literal_relation_a_sum_of_energies() -> None:
+    halves = np.zeros((2, 8, 8), bool)
+    halves[0, :, :4], halves[1, :, 4:] = True, True
+    masks = from_masks([halves, halves], num_masks=2)
+    f = features(3)
+    relations = losses.map_relations(f, masks.resize(8, 8).double())
+    energies = [(f * masks.resize(8, 8)[:, k : k + 1]).square().mean((1, 2, 3)) for k in (0, 1)]
+    assert torch.allclose(relations[:, 0, 1], energies[0] + energies[1])
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_spd_equals_the_formula_and_stops_at_the_teacher(reduction: str) -> None:
+    student = torch.rand(2, 3, 4, 5, requires_grad=True)
+    teacher = (torch.rand(2, 3, 4, 5) * 4).requires_grad_()  # far enough for both branches of smooth L1
+    loss = losses.spd(student, teacher, SpdConfig(reduction=reduction))  # type: ignore[arg-type]
+    gap = (student - teacher).detach().abs()
+    each = torch.where(gap < 1, 0.5 * gap**2, gap - 0.5)
+    wanted = each.sum() / 2 if reduction == "sum" else each.mean()
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-6)
+    loss.backward()
+    assert teacher.grad is None and student.grad is not None and student.grad.abs().sum() > 0
+
+
+def test_reconstruction_losses_equal_the_official_values() -> None:
+    facts = torch.load(shared("parity", "metrics_losses.pt"), weights_only=True)
+    gt, pred, values = facts["gt"], facts["pred"], facts["values"]
+    assert losses.psnr_loss(pred, gt).item() == pytest.approx(values["nafnet.PSNRLoss"], abs=1e-4)
+    assert losses.charbonnier(pred, gt).item() == pytest.approx(values["uformer.CharbonnierLoss"], abs=1e-7)
+    assert losses.l1(pred, gt).item() == pytest.approx(values["efficientderain.L1"], abs=1e-7)
+
+
+def test_total_is_equation_8() -> None:
+    config = LossConfig(spd=SpdConfig(weight=0.5), sgr=SgrConfig(weight=3.0))
+    terms = {"student_rec": torch.tensor(1.0), "spd": torch.tensor(10.0), "sgr": torch.tensor(100.0)}
+    assert losses.student_total(terms, config).item() == pytest.approx(1 + 5 + 300)
+    assert F.relu(losses.student_total({"student_rec": terms["student_rec"]}, config)).item() == 1
