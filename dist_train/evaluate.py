@@ -67,7 +67,7 @@ def evaluate_task(
     def restore(batch: Batch) -> dict[str, Tensor]:
         if not run.eval.teacher:
             return {"student": task.get_submodule("student")(batch.lq)}
-        out = task.restore(batch, priors)  # type: ignore[operator]  # a method, which nn.Module's type hides
+        out = task.restore(batch, priors)
         return {name.removesuffix("_out"): image for name, image in out.items() if name.endswith("_out")}
 
     return evaluate(restore, reader, protocols=[run.eval.protocol], device=device)
@@ -85,7 +85,7 @@ def draw_panels(
     panels = {}
     for index in range(min(count, len(reader))):
         batch, lq_u8, gt_u8 = whole_picture(reader, index, device)
-        out: dict[str, Tensor] = task.restore(batch, priors)  # type: ignore[operator]
+        out: dict[str, Tensor] = task.restore(batch, priors)
         restored = {name.removesuffix("_out"): to_u8(out[name][0].cpu()) for name in out if name.endswith("_out")}
         columns = [
             (f"{name} {score(picture, gt_u8, 'rgb')['psnr']:.2f} dB", picture)

@@ -30,14 +30,13 @@ def main(argv: list[str] | None = None) -> int:
 def score(args: argparse.Namespace) -> int:
     """Restore each picture once and print a table of all protocols."""
     import torch
-    from dist_train.data.reader import ShardReader
 
     from dist_train import ranks
     from dist_train.checkpoint import find
+    from dist_train.data.reader import ShardReader
     from dist_train.evaluate import as_records, evaluate, means
-    from dist_train.export import student_of
+    from dist_train.export import load_student, student_of
     from dist_train.metrics import PROTOCOLS
-    from dist_train.restore import load_student
 
     unknown = [name for name in args.protocol if name not in PROTOCOLS]
     if unknown:

@@ -1,0 +1,1 @@
+"""Shards -> batches: order, reader, augment, loader."""

@@ -96,7 +96,7 @@ class Teacher(nn.Module):
     def __init__(self, net: nn.Module, *, num_masks: int, every: int, max_channels: int):
         super().__init__()
         self.net = net
-        stages: tuple[Stage, ...] = net.stages  # type: ignore[assignment]  # nn.Module's attributes are untyped
+        stages: tuple[Stage, ...] = net.stages
         self.multiple = max(stage.stride for stage in stages)
         self.units = nn.ModuleDict()
         prior_channels = num_masks

@@ -54,9 +54,7 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout
     return [results[rank] for rank in range(world_size)]
 
 
-def _work(
-    function: Callable[..., Any], rank: int, world_size: int, store: str, answers: Any, args: bytes
-) -> None:
+def _work(function: Callable[..., Any], rank: int, world_size: int, store: str, answers: Any, args: bytes) -> None:
     import torch
     import torch.distributed as dist
 

@@ -49,7 +49,7 @@ def losses_of_stages(stages: list[int], sections: dict[str, Any]) -> dict[int, A
 
 
 def resume_everywhere(stages: list[int], start: Any, sections: dict[str, Any]) -> dict[int, Any]:
-    """From one snapshot, two more steps in each stage: their loss lines and the snapshot taken straight after loading."""
+    """From one snapshot in each stage: what a snapshot taken at once holds, and the loss lines of two more steps."""
     result = {}
     for stage in stages:
         engine = _engine(stage, resumed=start, **sections)

@@ -1,4 +1,4 @@
-"""The engine on real gloo ranks with real DeepSpeed: stages and world sizes agree, resume is exact, NaN harms nobody."""
+"""The engine on gloo ranks with real DeepSpeed: stages and world sizes agree, resume is exact, NaN harms nobody."""
 
 from typing import Any
 

@@ -1,0 +1,158 @@
+"""The endless stream of training batches: each rank's share of each global batch."""
+
+import itertools
+from collections.abc import Generator, Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from dist_train.config import BatchPlan, DataConfig
+from dist_train.data.augment import apply_geometry, geometry_at
+from dist_train.data.batch import Batch
+from dist_train.data.order import STAND_IN, draws, sample_at
+from dist_train.data.reader import BadSampleError, ShardReader
+
+_READS = 3  # of a sample that fails
+_STAND_INS = 8  # tried for it
+
+
+def training_batches(
+    reader: ShardReader,
+    data: DataConfig,
+    *,
+    seed: int,
+    plan: BatchPlan,
+    rank: int = 0,
+    world: int = 1,
+    start_step: int = 0,
+) -> Generator[Batch, None, None]:
+    """Micro-batches of one rank, without end.
+
+    Pass a of step s on rank r holds the batch_per_rank positions from s * global_batch + (a * world + r) *
+    batch_per_rank, so a global batch is the same samples, crops and flips for any world size and number of workers.
+
+    Args:
+        reader: the training set.
+        data: crop, flips, workers.
+        seed: of the run.
+        plan: for this `world`.
+        rank, world: whose share.
+        start_step: step to begin with; resuming reads nothing twice.
+
+    Returns:
+        A generator; closing it (or dropping it) ends its workers.
+
+    Raises:
+        ValueError: the data set does not fit the configuration. Raised here, not at the first batch.
+    """
+    _check_fit(reader, data, plan)
+    loader: DataLoader = DataLoader(
+        _Crops(reader, data, seed),
+        batch_sampler=_positions(plan, rank=rank, world=world, start_step=start_step),
+        num_workers=data.workers,
+        collate_fn=_collate,
+        worker_init_fn=_one_thread,
+        generator=torch.Generator(),  # else the loader draws from the global one, and resuming is not exact
+    )
+    return _finished(loader)
+
+
+def _positions(plan: BatchPlan, *, rank: int, world: int, start_step: int) -> Iterator[range]:
+    for step in itertools.count(start_step):
+        for micro_step in range(plan.grad_accum):
+            first = step * plan.global_batch + (micro_step * world + rank) * plan.batch_per_rank
+            yield range(first, first + plan.batch_per_rank)
+
+
+class _Sample(NamedTuple):
+    lq: Tensor  # (3,P,P) uint8; a quarter of the floats on their way out of the worker
+    gt: Tensor
+    key: str
+    position: int
+    geometry: tuple[int, int, int, int]
+    bad: str | None
+
+
+class _Crops(Dataset):
+    """Position in the stream -> sample."""
+
+    def __init__(self, reader: ShardReader, data: DataConfig, seed: int) -> None:
+        self.reader, self.data, self.seed = reader, data, seed
+
+    def __getitem__(self, position: int) -> _Sample:
+        number = sample_at(position, seed=self.seed, num_samples=len(self.reader))
+        number, pair, bad = self._readable(number, position)
+        size_px, crop_px = self.reader.size_px(number), self.data.crop_px
+        geometry = geometry_at(self.seed, position, size_px, crop_px=crop_px, flips=self.data.flips)
+        lq, gt = (apply_geometry(torch.from_numpy(rgb).permute(2, 0, 1), geometry, crop_px) for rgb in pair)
+        return _Sample(lq, gt, self.reader.keys[number], position, geometry, bad)
+
+    def _readable(self, number: int, position: int) -> tuple[int, tuple[np.ndarray, np.ndarray], str | None]:
+        """The sample, or a stand-in that depends on the position alone, so that it too is the same for any world."""
+        try:
+            return number, self._read(number), None
+        except BadSampleError as error:
+            for draw in draws(self.seed, position, STAND_IN, _STAND_INS):
+                stand_in = draw % len(self.reader)
+                try:
+                    pair = self._read(stand_in)
+                except BadSampleError:
+                    continue
+                return stand_in, pair, f"{error}; position {position} gets {self.reader.keys[stand_in]} instead"
+            raise
+
+    def _read(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        for _ in range(_READS - 1):  # a network disk may fail once
+            try:
+                return self.reader.pair(number)
+            except BadSampleError:
+                pass
+        return self.reader.pair(number)
+
+
+def _collate(samples: list[_Sample]) -> Batch:
+    return Batch(
+        lq=torch.stack([sample.lq for sample in samples]),
+        gt=torch.stack([sample.gt for sample in samples]),
+        keys=tuple(sample.key for sample in samples),
+        positions=torch.tensor([sample.position for sample in samples]),
+        geometry=torch.tensor([sample.geometry for sample in samples]),
+        bad=tuple(sample.bad for sample in samples if sample.bad),
+    )
+
+
+def _finished(loader: DataLoader) -> Generator[Batch, None, None]:
+    try:
+        for batch in loader:
+            yield replace(batch, lq=batch.lq.float().div_(255), gt=batch.gt.float().div_(255))
+    except Exception as error:
+        if loader.num_workers:
+            # The worker's own traceback is in the message. That of this process, through torch, would hold the workers
+            # in a reference cycle, and ending them from the garbage collector takes 5 s for each.
+            raise error.with_traceback(None) from None
+        raise
+
+
+def _one_thread(_: int) -> None:
+    cv2.setNumThreads(0)  # torch does the same for itself
+
+
+def _check_fit(reader: ShardReader, data: DataConfig, plan: BatchPlan) -> None:
+    if plan.global_batch > len(reader):
+        raise ValueError(
+            f"optim.global_batch={plan.global_batch} but data.train={reader.folder} has {len(reader)} samples; set "
+            f"optim.global_batch to at most {len(reader)}, or write more samples"
+        )
+    sizes = {key: reader.size_px(number) for number, key in enumerate(reader.keys)}
+    small = [f"{key} ({w}x{h})" for key, (h, w) in sizes.items() if min(h, w) < data.crop_px]
+    if small:
+        listed = ", ".join(small[:10]) + (f" and {len(small) - 10} more" if len(small) > 10 else "")
+        raise ValueError(
+            f"data.crop_px={data.crop_px} but data.train={reader.folder} has smaller pictures: {listed}; set "
+            f"data.crop_px to at most {min(map(min, sizes.values()))}, or write the shards without them"
+        )

@@ -1,0 +1,133 @@
+"""What a prior takes and gives: 8-bit pictures in, a fixed number of masks per picture out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True, eq=False)
+class MaskSet:
+    """The masks of a batch of pictures, on the pictures' device.
+
+    Attributes:
+        masks: (B,K,H,W) bool, largest first; "the k-th largest" is what channel k means for every prior.
+        valid: (B,K) bool; picture b has `valid[b].sum()` masks. What a mask that is not valid holds counts for nothing.
+    """
+
+    masks: Tensor
+    valid: Tensor
+
+    def __post_init__(self) -> None:
+        assert self.masks.dtype == self.valid.dtype == torch.bool
+        assert self.masks.ndim == 4 and self.masks.shape[:2] == self.valid.shape
+
+    def resize(self, height: int, width: int) -> Tensor:
+        """The masks at another size, each value the share of its area that lies inside the mask.
+
+        Averaging keeps a mask smaller than a feature pixel, as a soft one; nearest would lose it. Growing by a whole
+        factor this is nearest.
+
+        Returns:
+            (B,K,height,width) float32 in [0,1]; zero for masks that are not valid.
+        """
+        masks = (self.masks & self.valid[:, :, None, None]).float()
+        return masks if masks.shape[-2:] == (height, width) else F.interpolate(masks, (height, width), mode="area")
+
+    def idmap(self) -> Tensor:
+        """One number per pixel, painted large to small, so that parts lie on top of wholes.
+
+        Returns:
+            (B,H,W) int64: k+1 where mask k is the last that covers the pixel, 0 where there is none.
+        """
+        ids = torch.arange(1, self.masks.shape[1] + 1, device=self.masks.device, dtype=torch.int16)
+        ids = ids * self.valid  # (B,K)
+        return (self.masks * ids[:, :, None, None]).amax(1).long()
+
+    def pool(self, features: Tensor) -> Tensor:
+        """Mean of the features inside each mask, the masks resized to the features.
+
+        Args:
+            features: (B,C,h,w); the gradient flows to them.
+
+        Returns:
+            (B,K,C), float32 or wider; 0, with gradient 0, for masks that are empty or not valid.
+        """
+        with torch.autocast(features.device.type, enabled=False):
+            features = features.to(torch.promote_types(features.dtype, torch.float32))
+            masks = self.resize(*features.shape[-2:]).to(features.dtype).flatten(2)
+            area = masks.sum(2, keepdim=True)
+            return masks @ features.flatten(2).mT / torch.where(area > 0, area, 1)
+
+    def coverage(self) -> Tensor:
+        """Share of each picture that lies in some mask: (B,) float32 in [0,1]."""
+        return (self.masks & self.valid[:, :, None, None]).any(1).float().mean((1, 2))
+
+    def counts(self) -> Tensor:
+        """Number of masks of each picture: (B,) int64."""
+        return self.valid.sum(1)
+
+    def to(self, device: torch.device | str) -> "MaskSet":
+        """The same masks on another device."""
+        return MaskSet(self.masks.to(device, non_blocking=True), self.valid.to(device, non_blocking=True))
+
+
+class Prior(Protocol):
+    """A frozen source of masks."""
+
+    def __call__(self, images: Tensor, batch: object | None) -> MaskSet:
+        """Segment pictures; no gradient.
+
+        Args:
+            images: (B,3,H,W) RGB, any float dtype; clamped to [0,1] and rounded to 8 bits here.
+            batch: the `Batch` they come from, for priors that know its samples; None: pictures from elsewhere.
+        """
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """What it is, for the run record: name, what (in words), parameters, weights, sha256, dtype."""
+        ...
+
+
+def empty(batch: int, num_masks: int, height: int, width: int, *, device: torch.device | str = "cpu") -> MaskSet:
+    """No masks at all: `batch` pictures with `num_masks` invalid ones each."""
+    masks = torch.zeros(batch, num_masks, height, width, dtype=torch.bool, device=device)
+    return MaskSet(masks, torch.zeros(batch, num_masks, dtype=torch.bool, device=device))
+
+
+def from_masks(pictures: Sequence[NDArray[np.bool_]], *, num_masks: int) -> MaskSet:
+    """Sort by area, drop empty masks, keep the `num_masks` largest, pad with invalid ones.
+
+    Args:
+        pictures: per picture (N,H,W) bool, N of its own, H and W the same for all. Equal areas keep their order.
+        num_masks: K.
+
+    Returns:
+        A MaskSet on the CPU.
+    """
+    result = empty(len(pictures), num_masks, *pictures[0].shape[1:])
+    for b, masks in enumerate(pictures):
+        areas = masks.sum((1, 2))
+        order = np.argsort(-areas, kind="stable")
+        order = order[areas[order] > 0][:num_masks]
+        result.masks[b, : len(order)] = torch.from_numpy(masks[order])
+        result.valid[b, : len(order)] = True
+    return result
+
+
+def to_uint8(images: Tensor) -> NDArray[np.uint8]:
+    """Pictures as classical code and SAM expect them.
+
+    Args:
+        images: (B,3,H,W) RGB, any float dtype, any device; clamped to [0,1].
+
+    Returns:
+        (B,H,W,3) uint8 RGB, rounded to nearest.
+    """
+    levels = (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
+    return levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()

@@ -1,0 +1,286 @@
+"""What a run leaves to read: metrics.jsonl, pictures, a progress bar, wandb.
+
+metrics.jsonl is the record: one JSON object per line, flushed at once, keyed by step. wandb is a view of it, which may
+fail without stopping the run. Only the main rank writes; on the others every call does nothing.
+"""
+
+import json
+import logging
+import math
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from dist_train import ranks
+from dist_train.config import LossConfig, RunConfig
+from dist_train.pictures import write_png
+
+log = logging.getLogger(__name__)
+
+LINE_EVERY_S = 10.0
+"""Seconds between progress lines where there is no terminal to draw a bar on."""
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, float]]:
+    """A run's record, one dict per step in order; of a value written twice the later counts.
+
+    Args:
+        run_dir: folder that holds metrics.jsonl; without the file the record is empty.
+
+    Returns:
+        Dicts of `step` (int) and what was measured at it, for example `loss/spd`. Not every step has every name.
+
+    Raises:
+        ValueError: a line is not JSON. A last line cut short by a crash is left out instead.
+    """
+    path = run_dir / "metrics.jsonl"
+    merged: dict[int, dict[str, float]] = {}
+    for number, line in enumerate(path.read_text().splitlines(keepends=True) if path.exists() else [], start=1):
+        if not line.endswith("\n"):
+            break
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number} is not JSON: {error}. Delete the line") from None
+        merged.setdefault(record["step"], {}).update(record)
+    return [merged[step] for step in sorted(merged)]
+
+
+class Tracker:
+    """Writes the record of one run while it trains.
+
+    A resumed run goes on in the same record and the same wandb run: lines of steps after the checkpoint are dropped
+    (they will be computed again), and wandb, which cannot forget, is not told them twice. A run that starts from step 0
+    is a new wandb run.
+
+    Args:
+        run: the run; its folder is made if need be.
+        resume_step: steps done by the checkpoint that this run goes on from; 0: none.
+        extra: what wandb shall show beside the configuration (commit, versions, parameter counts).
+
+    Raises:
+        ValueError: track.wandb is wanted and wandb is not installed; on every rank.
+    """
+
+    def __init__(self, run: RunConfig, *, resume_step: int = 0, extra: Mapping[str, Any] | None = None) -> None:
+        if run.track.wandb != "off":
+            _require_wandb(run.track.wandb)  # on every rank, so that none is left waiting for the main one
+        self._wandb: Any = None
+        self._writes = ranks.is_main()
+        self._dir = run.dir
+        if not self._writes:
+            return
+        run.dir.mkdir(parents=True, exist_ok=True)
+        records = read_metrics(run.dir)
+        path = run.dir / "metrics.jsonl"
+        part = path.with_suffix(".jsonl.tmp")
+        part.write_text("".join(json.dumps(record) + "\n" for record in records if record["step"] <= resume_step))
+        part.replace(path)
+        self._file = path.open("a")
+        self._told_wandb = -math.inf
+        if run.track.wandb != "off":
+            if resume_step and (run.dir / "wandb_id").exists():
+                self._told_wandb = max((record["step"] for record in records), default=-math.inf)
+            else:
+                (run.dir / "wandb_id").write_text(uuid.uuid4().hex[:8])
+            self._start_wandb(run, extra or {})
+        self._bar = _Bar(run, resume_step)
+        self._open = ExitStack()
+        if sys.stderr.isatty():
+            self._open.enter_context(logging_redirect_tqdm())  # log lines above the bar, not through it
+
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._writes:
+            return
+        self._bar.close()
+        self._open.close()
+        self._file.close()
+        if self._wandb is not None:
+            with self._wandb_may_fail():
+                self._wandb.finish(exit_code=int(kind is not None))
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Append one line to the record, for example `{"loss/spd": 0.1, "val/psnr": 31.2}`.
+
+        Several calls may tell of one step. NaN and infinity are written as Python's json spells them.
+        """
+        if not self._writes:
+            return
+        plain = {name: float(value) for name, value in values.items()}
+        self._file.write(json.dumps({"step": step, **plain}) + "\n")
+        self._file.flush()
+        self._tell_wandb(step, plain)
+
+    def pictures(self, step: int, pictures: Mapping[str, NDArray[np.uint8]]) -> None:
+        """Write (H,W,3) uint8 RGB pictures to RUN/pictures/NAME-STEP.png, and show them in wandb."""
+        if not self._writes:
+            return
+        paths = {name: self._dir / "pictures" / f"{name}-{step:08d}.png" for name in pictures}
+        for name, path in paths.items():
+            write_png(path, pictures[name])
+        if self._wandb is not None:
+            import wandb
+
+            self._tell_wandb(step, {f"pictures/{name}": wandb.Image(str(path)) for name, path in paths.items()})
+
+    def progress(self, step: int, losses: Mapping[str, float] | None = None) -> None:
+        """Move the bar to `step`; it shows the losses (the last ones given), samples/s and the time left."""
+        if not self._writes:
+            return
+        if losses is not None:
+            self._bar.set_postfix_str(" ".join(f"{name} {value:.4g}" for name, value in losses.items()), refresh=False)
+        self._bar.update(step - self._bar.n)
+
+    def _start_wandb(self, run: RunConfig, extra: Mapping[str, Any]) -> None:
+        import wandb
+
+        with self._wandb_may_fail():
+            self._wandb = wandb.init(
+                project=run.track.project,
+                name=run.name,
+                id=(run.dir / "wandb_id").read_text().strip(),
+                resume="allow",
+                mode=run.track.wandb,
+                dir=run.dir,
+                config={**run.model_dump(mode="json"), **extra},
+                settings=wandb.Settings(init_timeout=60),
+            )
+            self._wandb.define_metric("*", step_metric="train/step")
+
+    def _tell_wandb(self, step: int, values: Mapping[str, Any]) -> None:
+        # Syncing two offline parts of a run that overlap would renumber every later step.
+        if self._wandb is not None and step > self._told_wandb:
+            with self._wandb_may_fail():
+                self._wandb.log({**values, "train/step": step}, step=step)
+
+    @contextmanager
+    def _wandb_may_fail(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # no network, no login, a killed service: nothing in a view may stop the run
+            self._wandb = None
+            log.warning("wandb stopped: %s. The run goes on, and metrics.jsonl with it", error)
+
+
+class _Bar(tqdm):
+    """Steps done, losses, samples/s and time left: a bar on a terminal, now and then a line in a log file."""
+
+    def __init__(self, run: RunConfig, resume_step: int) -> None:
+        self.global_batch = run.optim.global_batch  # before super(), which draws the bar
+        terminal = sys.stderr.isatty()
+        super().__init__(
+            total=run.optim.steps,
+            initial=resume_step,
+            disable=not run.track.progress,
+            file=sys.stderr if terminal else _Lines(),
+            mininterval=0.2 if terminal else LINE_EVERY_S,
+            miniters=1,
+            dynamic_ncols=terminal,
+            bar_format=("{bar:20} " if terminal else "")
+            + "step {n}/{total}{postfix}, {samples_per_s}, {remaining} left",
+        )
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        shown = super().format_dict
+        elapsed = shown["elapsed"]
+        rate = shown["rate"] or ((shown["n"] - shown["initial"]) / elapsed if elapsed else 0.0)
+        return {**shown, "samples_per_s": f"{rate * self.global_batch:.1f} samples/s"}
+
+
+class _Lines:
+    """Gives each redrawing of a bar a line of its own on stderr."""
+
+    encoding = "ascii"
+
+    def write(self, text: str) -> None:
+        if text.strip():
+            sys.stderr.write(text.strip() + "\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+def _require_wandb(mode: str) -> None:
+    try:
+        import wandb  # noqa: F401
+    except ImportError as error:
+        raise ValueError(
+            f"track.wandb={mode}, but wandb cannot be imported ({error}): pip install wandb, or set track.wandb=off"
+        ) from None
+
+
+def named_losses(losses: Mapping[str, float], loss: LossConfig) -> dict[str, float]:
+    """Names as they are logged.
+
+    Args:
+        losses: means of what a task's forward gives.
+        loss: the weights.
+
+    Returns:
+        `loss/<term>`, unweighted; `weight/<term>`; `gradient/<term>`, the norm of the weighted term's gradient at the
+        student's output, and `gradient_ratio/<term>`, its ratio to the reconstruction's, which tells a dead term (1e-5)
+        and an exploding one (100); `prior/<what>`.
+    """
+    named: dict[str, float] = {}
+    for name, value in losses.items():
+        term = name.removeprefix("gradient/")
+        if name.startswith("mask"):
+            named[f"prior/{name}"] = value
+        elif term == name:
+            named[f"loss/{name}"] = value
+        else:
+            named[name] = value
+            if term != "student_rec":
+                named[f"gradient_ratio/{term}"] = value / max(losses["gradient/student_rec"], 1e-30)
+    weights = {"spd": loss.spd.weight, "sgr": loss.sgr.weight}
+    return named | {f"weight/{term}": weight for term, weight in weights.items() if term in losses}
+
+
+class Stopwatch:
+    """Samples per second, and the share of the time spent waiting for data, since the last lap."""
+
+    def __init__(self, global_batch: int) -> None:
+        self._global_batch = global_batch
+        self._begin()
+
+    def _begin(self) -> None:
+        self._begun, self._steps, self._data_s = time.perf_counter(), 0, 0.0
+
+    def step(self) -> None:
+        """One more optimizer step is done."""
+        self._steps += 1
+
+    @contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        """Counts the time inside as waiting."""
+        begun = time.perf_counter()
+        yield
+        self._data_s += time.perf_counter() - begun
+
+    def lap(self) -> dict[str, float]:
+        """`time/samples_per_s`, `time/step_s` and `time/data_share` since the last lap; empty if there was no step."""
+        elapsed, steps, data_s = time.perf_counter() - self._begun, self._steps, self._data_s
+        self._begin()
+        if not steps:
+            return {}
+        return {
+            "time/samples_per_s": steps * self._global_batch / elapsed,
+            "time/step_s": elapsed / steps,
+            "time/data_share": data_s / elapsed,
+        }
