@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -211,7 +212,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
     """Write a safetensors file; a full disk is an OSError like any other file's."""
     try:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata=metadata)
-    except Exception as error:  # safetensors wraps the system's error in one of its own
+    except SafetensorError as error:  # wraps the system's error
         raise OSError(f"{path}: {error}") from error
 
 

@@ -21,6 +21,10 @@ def _not_bool(value: Any) -> Any:
     return value
 
 
+def _off_is_false(value: Any) -> Any:
+    return "off" if value is False else value  # YAML reads off as false
+
+
 Count = Annotated[int, Strict(), Field(ge=1)]
 CountOrZero = Annotated[int, Strict(), Field(ge=0)]
 Real = Annotated[float, BeforeValidator(_not_bool)]  # PyYAML reads 1e-4 as a string; pydantic makes it a float again
@@ -249,7 +253,7 @@ class TrackConfig(Section):
     pictures_every: CountOrZero = 500
     """Steps between panels (lq, student, teacher, gt, masks); 0: never."""
     num_pictures: Count = 2
-    wandb: Literal["off", "offline", "online"] = "off"
+    wandb: Annotated[Literal["off", "offline", "online"], BeforeValidator(_off_is_false)] = "off"
     project: str = "restill"
     progress: bool = True
     """A progress bar on the main rank."""

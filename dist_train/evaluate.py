@@ -5,18 +5,16 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dist_train import ranks
-from dist_train.config import RunConfig
 from dist_train.data.batch import Batch
 from dist_train.data.reader import ShardReader
 from dist_train.metrics import score, to_u8
 from dist_train.pictures import overlay, panel
-from dist_train.priors import Priors
 
 Restorer = Callable[[Batch], dict[str, Tensor]]
-"""A batch of one whole picture -> restored pictures by name (`student`, `teacher`), each (1,3,H,W)."""
+"""A batch of one whole picture -> `student_out` and perhaps `teacher_out` (1,3,H,W) and `idmap` (1,H,W) int64."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,10 @@ def evaluate(restore: Restorer, reader: ShardReader, *, protocols: Sequence[str]
         batch, lq_u8, gt_u8 = whole_picture(reader, index, device)
         with torch.no_grad():
             restored = restore(batch)
-        versions = {"input": lq_u8} | {name: to_u8(image[0].cpu()) for name, image in restored.items()}
+        versions = {"input": lq_u8}
+        for name in ("student", "teacher"):
+            if f"{name}_out" in restored:
+                versions[name] = to_u8(restored[f"{name}_out"][0].cpu())
         for name, picture in versions.items():
             for protocol in protocols:
                 values = score(picture, gt_u8, protocol)
@@ -59,25 +60,23 @@ def evaluate(restore: Restorer, reader: ShardReader, *, protocols: Sequence[str]
     return [row for _, row in everyone]
 
 
-def evaluate_task(
-    task: nn.Module, priors: Priors, reader: ShardReader, *, run: RunConfig, device: torch.device
-) -> list[Row]:
-    """`evaluate` for a task: the student, and with `eval.teacher` the teacher too. All ranks call."""
-
-    def restore(batch: Batch) -> dict[str, Tensor]:
-        if not run.eval.teacher:
-            return {"student": task.get_submodule("student")(batch.lq)}
-        out = task.restore(batch, priors)
-        return {name.removesuffix("_out"): image for name, image in out.items() if name.endswith("_out")}
-
-    return evaluate(restore, reader, protocols=[run.eval.protocol], device=device)
-
-
 @torch.no_grad()
 def draw_panels(
-    task: nn.Module, priors: Priors, reader: ShardReader, *, count: int, device: torch.device
+    restore: Restorer,
+    reader: ShardReader,
+    *,
+    count: int,
+    device: torch.device,
+    student_title: str = "student",
 ) -> dict[str, np.ndarray]:
     """The first pictures of a data set: lq, student, teacher, gt and masks side by side, with RGB PSNR on each.
+
+    Args:
+        restore: called once per picture.
+        reader: the pictures.
+        count: how many; one after the other, on this rank alone.
+        device: of this rank.
+        student_title: what to call the student's picture.
 
     Returns:
         {`val/<key>`: (H',W',3) uint8 RGB}.
@@ -85,15 +84,13 @@ def draw_panels(
     panels = {}
     for index in range(min(count, len(reader))):
         batch, lq_u8, gt_u8 = whole_picture(reader, index, device)
-        out: dict[str, Tensor] = task.restore(batch, priors)
-        restored = {name.removesuffix("_out"): to_u8(out[name][0].cpu()) for name in out if name.endswith("_out")}
-        columns = [
-            (f"{name} {score(picture, gt_u8, 'rgb')['psnr']:.2f} dB", picture)
-            for name, picture in ({"degraded": lq_u8} | restored).items()
-        ]
+        out = restore(batch)
+        titles = {"student_out": student_title, "teacher_out": "teacher"}
+        pictures = {"degraded": lq_u8} | {titles[name]: to_u8(out[name][0].cpu()) for name in titles if name in out}
+        columns = [(f"{title} {score(image, gt_u8, 'rgb')['psnr']:.2f} dB", image) for title, image in pictures.items()]
         columns.append(("clean", gt_u8))
         if "idmap" in out:
-            columns.append(("masks", overlay(restored["student"], out["idmap"][0].cpu().numpy())))
+            columns.append(("masks", overlay(pictures[student_title], out["idmap"][0].cpu().numpy())))
         panels[f"val/{reader.keys[index]}"] = panel(columns)
     return panels
 

@@ -3,6 +3,7 @@
 import faulthandler
 import logging
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from dist_train.data.batch import Batch
 from dist_train.data.loader import training_batches
 from dist_train.data.reader import ShardReader
 from dist_train.engine import Engine, start_ranks, stop_ranks
-from dist_train.evaluate import draw_panels, evaluate_task, means
+from dist_train.evaluate import draw_panels, evaluate, means
 from dist_train.priors import build_priors
 from dist_train.record import environment, write_record
 from dist_train.tasks import build_task, count_parameters
@@ -90,10 +91,11 @@ def _train(run: RunConfig, device: torch.device) -> Path:
                 tracker.progress(step, {name: losses[name] for name in losses if name in ("student_rec", "total")})
             if val and (last or _due(step, run.eval.every)):
                 view = engine.whole_task()
-                rows = evaluate_task(view, priors, val, run=run, device=device)
-                tracker.log(step, means(rows))
+                restore = partial(view.restore, priors=priors, teacher=run.eval.teacher)
+                tracker.log(step, means(evaluate(restore, val, protocols=[run.eval.protocol], device=device)))
                 if ranks.is_main() and (last or _due(step, run.track.pictures_every)):
-                    tracker.pictures(step, draw_panels(view, priors, val, count=run.track.num_pictures, device=device))
+                    restore = partial(view.restore, priors=priors)
+                    tracker.pictures(step, draw_panels(restore, val, count=run.track.num_pictures, device=device))
                 watch.lap()
             if last or _due(step, run.checkpoint.every):
                 saved = _save(run, engine, reader, env)

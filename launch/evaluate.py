@@ -51,7 +51,7 @@ def score(args: argparse.Namespace) -> int:
         net, _ = load_student(args.weights)
     net = net.to(device).eval()
     reader = ShardReader(args.shards)
-    rows = evaluate(lambda batch: {"student": net(batch.lq)}, reader, protocols=args.protocol, device=device)
+    rows = evaluate(lambda batch: {"student_out": net(batch.lq)}, reader, protocols=args.protocol, device=device)
     table = means(rows)
     if ranks.is_main():
         print(f"{args.weights} on {args.shards}, {len(reader)} pictures")

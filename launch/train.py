@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("config", help="YAML file of the run, see configs/")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that overrule the file")
     parser.add_argument("--check", action="store_true", help="print the resolved run and exit")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)  # --check may stand anywhere
 
     def act() -> int:
         run = load_run(args.config, args.overrides)

@@ -103,7 +103,7 @@ class _Crops(Dataset):
                     pair = self._read(stand_in)
                 except BadSampleError:
                     continue
-                return stand_in, pair, f"{error}; position {position} gets {self.reader.keys[stand_in]} instead"
+                return stand_in, pair, str(error)  # the same message each epoch: samples are counted, not visits
             raise
 
     def _read(self, number: int) -> tuple[np.ndarray, np.ndarray]:

@@ -65,8 +65,11 @@ class DistillTask(nn.Module):
         log = {"masks_per_picture": masks.valid.sum(1).float().mean(), "mask_coverage": masks.coverage().mean()}
         return {**terms, **log, "total": total}
 
-    def restore(self, batch: Batch, priors: Priors) -> dict[str, Tensor]:
-        """Pictures to look at: `student_out` and `teacher_out` (B,3,H,W), not clamped, and `idmap` (B,H,W) int64."""
+    def restore(self, batch: Batch, priors: Priors, *, teacher: bool = True) -> dict[str, Tensor]:
+        """Pictures to look at: `student_out`, and with `teacher` also `teacher_out`, both (B,3,H,W) and not clamped,
+        and `idmap` (B,H,W) int64, what the teacher saw."""
+        if not teacher:
+            return {"student_out": self.student(batch.lq).float()}
         student_out, teacher_out, masks = self._cascade(batch.lq, priors, batch)
         return {"student_out": student_out.float(), "teacher_out": teacher_out.float(), "idmap": masks.idmap()}
 
@@ -80,7 +83,7 @@ class DistillTask(nn.Module):
     def _gradient_norms(self, terms: dict[str, Tensor], student_out: Tensor) -> dict[str, Tensor]:
         weights = {"student_rec": 1.0, "spd": self.loss.spd.weight, "sgr": self.loss.sgr.weight}
         norms = {}
-        for name in weights.keys() & terms.keys():
+        for name in (name for name in weights if name in terms):
             (gradient,) = torch.autograd.grad(terms[name], student_out, retain_graph=True)
             norms[f"gradient/{name}"] = weights[name] * gradient.norm()
         return norms

@@ -21,6 +21,6 @@ class PlainTask(nn.Module):
         student_rec = RECONSTRUCTION[self.loss.rec](self.student(batch.lq).float(), batch.gt)
         return {"student_rec": student_rec, "total": student_rec}
 
-    def restore(self, batch: Batch, priors: Priors) -> dict[str, Tensor]:
-        """Pictures to look at: `student_out` (B,3,H,W), not clamped."""
+    def restore(self, batch: Batch, priors: Priors, *, teacher: bool = True) -> dict[str, Tensor]:
+        """Pictures to look at: `student_out` (B,3,H,W), not clamped. There is no teacher."""
         return {"student_out": self.student(batch.lq).float()}

@@ -21,7 +21,8 @@ def config(tmp_path: Path) -> Path:
 
 
 def test_precedence_and_round_trip(config: Path) -> None:
-    run = load_run(config, ["optim.steps=7", "data.crop_px=64"])
+    run = load_run(config, ["optim.steps=7", "data.crop_px=64", "track.wandb=off"])
+    assert run.track.wandb == "off"  # which YAML reads as false
     assert run.optim.lr == 1e-4  # PyYAML reads it as a string
     assert (run.optim.steps, run.data.crop_px, run.optim.global_batch) == (7, 64, 8)
     import yaml

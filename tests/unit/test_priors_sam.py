@@ -1,0 +1,108 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from dist_train.config import SamConfig
+from dist_train.priors import build_prior
+from dist_train.priors.masks import MaskSet
+from dist_train.priors.sam import SamPrior
+from tests.helpers.tiny_sam import LOOSE, picture, tiny_sam
+
+pytestmark = pytest.mark.unit
+
+CPU = torch.device("cpu")
+
+
+def as_image(rgb_u8: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(rgb_u8).permute(2, 0, 1)[None] / 255
+
+
+def as_set(masks: MaskSet | list) -> set[bytes]:
+    if isinstance(masks, MaskSet):
+        return {mask.numpy().tobytes() for mask in masks.masks[0][masks.valid[0]]}
+    return {record["segmentation"].tobytes() for record in masks if record["area"]}
+
+
+def official(sam, rgb_u8: np.ndarray) -> set[bytes]:
+    from segment_anything import SamAutomaticMaskGenerator
+
+    return as_set(SamAutomaticMaskGenerator(sam.eval(), **LOOSE).generate(rgb_u8))
+
+
+def test_masks_are_those_of_the_official_generator_on_rgb():
+    want, from_bgr = official(tiny_sam(), picture()), official(tiny_sam(), picture()[..., ::-1].copy())
+    assert len(want) >= 5 and want != from_bgr
+    prior = SamPrior(tiny_sam(), SamConfig(dtype="fp32", num_masks=200, **LOOSE), weights="random")
+    found = prior(as_image(picture()))
+    assert as_set(found) == want
+    areas = found.masks[0].sum((1, 2))
+    assert torch.equal(areas, areas.sort(descending=True).values)
+
+
+def test_auto_on_the_cpu_rounds_the_weights_as_a_gpu_would():
+    rounded = copy.deepcopy(tiny_sam())
+    for parameter in rounded.parameters():
+        parameter.data = parameter.data.half().float()
+    prior = SamPrior(tiny_sam(), SamConfig(num_masks=200, **LOOSE), weights="random")
+    assert as_set(prior(as_image(picture()))) == official(rounded, picture())
+    assert prior.describe()["dtype"] == "fp32, weights rounded to fp16"
+
+
+def test_no_gradient_and_no_influence_of_the_training_steps_precision():
+    sam = tiny_sam()
+    prior = SamPrior(sam, SamConfig(dtype="fp32", num_masks=200, **LOOSE), weights="random")
+    image = as_image(picture()).repeat(2, 1, 1, 1).requires_grad_()
+    found = prior(image)
+    assert not found.masks.requires_grad and not any(p.requires_grad for p in sam.parameters()) and not sam.training
+    with torch.autocast("cpu", torch.bfloat16):
+        again = prior(image)
+    assert torch.equal(found.masks, again.masks)
+    assert torch.equal(found.masks[0], found.masks[1])
+
+
+def test_the_surest_masks_are_kept():
+    sure = SamConfig(dtype="fp32", num_masks=3, **LOOSE)
+    prior = SamPrior(tiny_sam(), sure, weights="random")
+    records = prior._generator.generate(picture())
+    best = sorted(records, key=lambda record: record["predicted_iou"])[-3:]
+    assert as_set(prior(as_image(picture()))) == as_set(best)
+
+
+def test_bf16_runs_and_nothing_found_is_no_masks():
+    prior = SamPrior(tiny_sam(), SamConfig(dtype="bf16", **LOOSE), weights="random")
+    assert prior(as_image(picture())).counts().item() >= 5
+    strict = SamPrior(tiny_sam(), SamConfig(**{**LOOSE, "pred_iou_thresh": 2.0}), weights="random")
+    assert strict(as_image(picture())).counts().item() == 0
+
+
+def test_a_checkpoint_is_loaded_without_touching_the_global_generator(tmp_path, monkeypatch):
+    import segment_anything
+
+    def build():
+        torch.rand(1)  # as initialising a real one would
+        return tiny_sam(seed=3)
+
+    monkeypatch.setattr(segment_anything, "sam_model_registry", {"vit_b": build})
+    path = tmp_path / "sam.pth"
+    torch.save(tiny_sam().state_dict(), path)
+    before = torch.random.get_rng_state()
+    prior = build_prior(SamConfig(model="vit_b", checkpoint=str(path), dtype="fp32", num_masks=200, **LOOSE), CPU)
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert as_set(prior(as_image(picture()), None)) == official(tiny_sam(), picture())
+    assert prior.describe()["weights"] == str(path) and len(prior.describe()["sha256"]) == 64
+
+
+def test_wrong_or_missing_weights_say_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(ValueError, match=r"prior\.checkpoint.*prior\.download=true.*regions"):
+        build_prior(SamConfig(), CPU)
+    path = tmp_path / "vit_b.pth"
+    torch.save({"image_encoder.pos_embed": torch.zeros(1, 64, 64, 768)}, path)
+    with pytest.raises(ValueError, match="not the weights of SAM vit_h .* looks like SAM vit_b"):
+        build_prior(SamConfig(model="vit_h", checkpoint=str(path)), CPU)
+    with pytest.raises(ValueError, match="no such file"):
+        build_prior(SamConfig(checkpoint=str(tmp_path / "absent.pth")), CPU)
+    with pytest.raises(ValueError, match="fp16 needs a GPU"):
+        SamPrior(tiny_sam(), SamConfig(dtype="fp16"), weights="random")
