@@ -46,10 +46,21 @@ def commit() -> str:
 
 
 def write_record(run: RunConfig, env: dict[str, Any]) -> None:
-    """config.yaml (resolved, reloadable) and env.json in the run's folder; call on the main rank."""
-    run.dir.mkdir(parents=True, exist_ok=True)
-    (run.dir / "config.yaml").write_text(dump_run(run))
-    (run.dir / "env.json").write_text(json.dumps(env, indent=1, default=str))
+    """config.yaml (resolved, reloadable) and env.json in the run's folder. All ranks call, the main one writes.
+
+    Raises:
+        OSError: on every rank, if the folder cannot be written.
+    """
+    problem = None
+    if ranks.is_main():
+        try:
+            run.dir.mkdir(parents=True, exist_ok=True)
+            (run.dir / "config.yaml").write_text(dump_run(run))
+            (run.dir / "env.json").write_text(json.dumps(env, indent=1, default=str))
+        except OSError as error:
+            problem = f"the run's folder {run.dir} cannot be written: {error}; mend it, or set out to another folder"
+    if problem := ranks.broadcast_object(problem):
+        raise OSError(problem)
 
 
 def _version(package: str) -> str:

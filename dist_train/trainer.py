@@ -69,8 +69,7 @@ def _train(run: RunConfig, device: torch.device) -> Path:
         parameters=count_parameters(run),
         priors=priors.describe(),
     )
-    if ranks.is_main():
-        write_record(run, env)
+    write_record(run, env)
     _say_what_runs(run, env, start)
 
     bad_samples: set[str] = set()

@@ -83,6 +83,15 @@ def test_two_ranks_write_the_whole_record(work: Path, two_ranks: str) -> None:
     assert "RANDOM" in two_ranks and "not SAM" in two_ranks  # said aloud
 
 
+def test_losses_are_those_of_the_golden_file(work: Path, two_ranks: str) -> None:
+    golden = (ROOT / "tests/golden/smoke_losses.txt").read_text().splitlines()
+    rows = [line.split() for line in golden if not line.startswith("#")]
+    for (step, *wanted), line in zip(rows, lines(work, "tiny"), strict=True):
+        assert int(step) == line["step"]
+        for name, value in zip(TERMS, wanted, strict=True):
+            assert line[name] == pytest.approx(float(value), rel=1e-3), (step, name)
+
+
 def test_again_says_that_it_is_finished(work: Path, two_ranks: str) -> None:
     assert "is finished" in python("launch.train", str(work / "run.yaml"))
 
@@ -145,6 +154,7 @@ def test_check_prints_the_run_and_does_nothing(work: Path) -> None:
         (["prior={name: sam, model: vit_b, checkpoint: nowhere.pth}", "name=nosam"], "nowhere.pth"),
         (["student.width=8", "optim.steps=9"], "is of other nets than this run"),
         (["seed=1", "optim.steps=9"], "Set seed=0"),
+        (["out=/proc/none"], "the run's folder /proc/none/tiny cannot be written"),
     ],
 )
 def test_mistakes_end_in_one_clear_line(work: Path, two_ranks: str, overrides: list[str], message: str) -> None:

@@ -1,0 +1,39 @@
+"""What DeepSpeed is told, and the learning rate of every step."""
+
+import math
+
+import pytest
+
+from dist_train.config import OptimConfig, plan_batch
+from dist_train.engine import deepspeed_config, learning_rate, start_ranks
+from tests.helpers.tasks import tiny_run
+
+pytestmark = pytest.mark.unit
+
+
+def test_deepspeed_is_left_no_default_that_matters() -> None:
+    run = tiny_run(optim={"batch_per_rank": 1, "global_batch": 4}, engine={"zero_stage": 1, "precision": "bf16"})
+    config = deepspeed_config(run, plan_batch(run.optim, 2))
+    assert config["gradient_clipping"] == 0.0  # DeepSpeed's own default of 1.0 would couple the nets
+    assert config["train_batch_size"] == 4 and config["gradient_accumulation_steps"] == 2
+    assert config["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"}
+    assert config["zero_optimization"]["stage"] == 1
+
+
+def test_schedules() -> None:
+    cosine = OptimConfig(steps=110, lr=1.0, min_lr=0.1, warmup_steps=10)
+    assert learning_rate(cosine, 0) == pytest.approx(1 / 11)
+    assert learning_rate(cosine, 10) == pytest.approx(1.0)
+    assert learning_rate(cosine, 60) == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi / 2)) / 2)
+    assert learning_rate(cosine, 110) == pytest.approx(0.1)
+    linear = OptimConfig(steps=100, lr=1.0, min_lr=0.0, schedule="linear", decay_from=50)
+    assert [learning_rate(linear, step) for step in (0, 50, 75, 100)] == pytest.approx([1.0, 1.0, 0.5, 0.0])
+    steps = OptimConfig(steps=100, lr=1.0, min_lr=0.0, schedule="step", step_every=25, step_gamma=0.2)
+    assert [learning_rate(steps, step) for step in (24, 25, 50)] == pytest.approx([1.0, 0.2, 0.04])
+    assert learning_rate(OptimConfig(lr=0.5, schedule="constant"), 999) == 0.5
+
+
+def test_a_launcher_that_asks_for_another_stage_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
+    with pytest.raises(ValueError, match=r"launcher asks for ZeRO stage 3 and the run for engine.zero_stage=2"):
+        start_ranks(tiny_run())
