@@ -1,6 +1,6 @@
 """Scores on whole pictures: every picture once, shared out over the ranks, each number with its protocol's name."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -65,16 +65,16 @@ def draw_panels(
     restore: Restorer,
     reader: ShardReader,
     *,
-    count: int,
+    indices: Iterable[int],
     device: torch.device,
     student_title: str = "student",
 ) -> dict[str, np.ndarray]:
-    """The first pictures of a data set: lq, student, teacher, gt and masks side by side, with RGB PSNR on each.
+    """Pictures of a data set: lq, student, teacher, gt and masks side by side, with RGB PSNR on each.
 
     Args:
         restore: called once per picture.
         reader: the pictures.
-        count: how many; one after the other, on this rank alone.
+        indices: which; one after the other, on this rank alone.
         device: of this rank.
         student_title: what to call the student's picture.
 
@@ -82,7 +82,7 @@ def draw_panels(
         {`val/<key>`: (H',W',3) uint8 RGB}.
     """
     panels = {}
-    for index in range(min(count, len(reader))):
+    for index in indices:
         batch, lq_u8, gt_u8 = whole_picture(reader, index, device)
         out = restore(batch)
         titles = {"student_out": student_title, "teacher_out": "teacher"}

@@ -94,7 +94,8 @@ def _train(run: RunConfig, device: torch.device) -> Path:
                 tracker.log(step, means(evaluate(restore, val, protocols=[run.eval.protocol], device=device)))
                 if ranks.is_main() and (last or _due(step, run.track.pictures_every)):
                     restore = partial(view.restore, priors=priors)
-                    tracker.pictures(step, draw_panels(restore, val, count=run.track.num_pictures, device=device))
+                    first = range(min(run.track.num_pictures, len(val)))
+                    tracker.pictures(step, draw_panels(restore, val, indices=first, device=device))
                 watch.lap()
             if last or _due(step, run.checkpoint.every):
                 saved = _save(run, engine, reader, env)

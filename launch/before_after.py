@@ -11,13 +11,13 @@ def main(argv: list[str] | None = None) -> int:
     """Parse and draw; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m launch.before_after",
-        description="One picture of what an exported student does to the first pictures of a data set, with PSNR on "
-        "each, beside the masks that the prior of its training sees in the restored picture.",
+        description="One picture of what an exported student does to pictures of a data set, with PSNR on each, "
+        "beside the masks that the prior of its training sees in the restored picture.",
     )
     parser.add_argument("weights", type=Path, help=".safetensors file that launch.export wrote")
     parser.add_argument("shards", type=Path, help="folder of shards")
     parser.add_argument("out", type=Path, help="PNG file")
-    parser.add_argument("--count", type=int, default=4, help="how many pictures")
+    parser.add_argument("--keys", nargs="+", help="which pictures, by key (default: the first four)")
     args = parser.parse_args(argv)
     set_up_logging()
     return run_main(lambda: draw(args))
@@ -47,7 +47,11 @@ def draw(args: argparse.Namespace) -> int:
         return {"student_out": student_out} | ({"idmap": prior(student_out, batch).idmap()} if prior else {})
 
     reader = ShardReader(args.shards)
-    panels = draw_panels(restore, reader, count=args.count, device=device, student_title="restored")
+    keys = args.keys or reader.keys[:4]
+    if absent := [key for key in keys if key not in reader.keys]:
+        raise ValueError(f"--keys {' '.join(absent)}: {args.shards} holds {', '.join(reader.keys[:20])} ...")
+    indices = [reader.keys.index(key) for key in keys]
+    panels = draw_panels(restore, reader, indices=indices, device=device, student_title="restored")
     write_png(args.out, grid(list(panels.values())))
     print(f"drew {len(panels)} pictures: {args.out}")
     return 0

@@ -11,6 +11,7 @@ if [ "$(cat .venv/restill-installed 2>/dev/null)" != "$stamp" ]; then
   echo "Installing into .venv (torch's CUDA build runs on the CPU too; about 3 GB, once)"
   "$PYTHON" -m venv .venv
   .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+  .venv/bin/python -c 'import cv2' 2>/dev/null || { .venv/bin/python -m launch.doctor; exit 2; }  # no libGL, say
   echo "$stamp" > .venv/restill-installed
 fi
 export PATH="$PWD/.venv/bin:$PATH"

@@ -20,8 +20,8 @@ def tiny_run(tmp: Path | str = "unused", **sections: object) -> RunConfig:
     tree: dict[str, object] = {
         "name": "tiny",
         "out": str(tmp),
-        "data": {"train": "unused", "crop_px": 32, "workers": 0},
-        "student": {"width": 4, "enc_blk_nums": [1, 1], "dec_blk_nums": [1, 1]},
+        "data": {"train": "unused", "crop_px": 16, "workers": 0},
+        "student": {"width": 4, "enc_blk_nums": [1], "dec_blk_nums": [1]},
         "teacher": {"spf": {"max_channels": 8}},
         "prior": {"name": "regions", "num_masks": 6, "scale": 50.0, "min_area_px": 16},
         "features": {"weights": "random", "layer": "relu2_2"},
@@ -50,7 +50,7 @@ def tiny_priors(run: RunConfig) -> Priors:
     return Priors(masks=RegionsPrior(run.prior), features=load_features(run.features, torch.device("cpu")))
 
 
-def tiny_batches(plan: BatchPlan, *, rank: int, world: int, start_step: int = 0, px: int = 32) -> Iterator[Batch]:
+def tiny_batches(plan: BatchPlan, *, rank: int, world: int, start_step: int = 0, px: int = 16) -> Iterator[Batch]:
     """Blocky pictures with noise; sample p is a pure function of p."""
     step = start_step
     while True:

@@ -6,17 +6,18 @@ from typing import Any
 import pytest
 import torch
 
+from dist_train.config import BatchPlan, SamConfig
 from dist_train.data.batch import Batch
 from dist_train.priors.masks import MaskSet
+from dist_train.priors.sam import SamPrior
 from dist_train.tasks import build_task
 from tests.helpers.tasks import tiny_batches, tiny_priors, tiny_run, tiny_task
+from tests.helpers.tiny_sam import LOOSE, tiny_sam
 
 pytestmark = pytest.mark.unit
 
 
 def one_batch() -> Batch:
-    from dist_train.config import BatchPlan
-
     return next(tiny_batches(BatchPlan(2, 2, 1), rank=0, world=1))
 
 
@@ -101,3 +102,16 @@ def test_every_task_starts_the_student_from_the_same_weights() -> None:
         task: Any = build_task(tiny_run(task=name))
         states.append(task.student.state_dict())
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_sam_in_the_cascade_trains_both_nets() -> None:
+    """The real segment_anything code on the student's output; only the weights are tiny and random."""
+    config = SamConfig(model="vit_b", num_masks=6, **LOOSE)
+    run = tiny_run(prior={"name": "regions", "num_masks": 6})
+    task: Any = tiny_task(run)
+    priors = tiny_priors(run)._replace(masks=SamPrior(tiny_sam(), config, weights="random, for a test"))
+    pairs = next(tiny_batches(BatchPlan(2, 2, 1), rank=0, world=1, px=64))
+    terms = task(pairs, priors)
+    assert terms["masks_per_picture"] > 1 and terms["sgr"] > 0
+    terms["total"].backward()
+    assert has_gradient(task.student) and has_gradient(task.teacher)
