@@ -218,7 +218,7 @@ class EngineConfig(Section):
     """bf16 and fp16 are autocast: parameters and optimizer stay float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     hang_timeout_s: Positive = 1800.0
-    """If a step takes longer, every rank prints where it stands and exits."""
+    """If a step, or a validation and save, takes longer, every rank prints where it stands and exits."""
     max_bad_steps: Count = 3
     """Steps in a row with a loss that is not finite before all ranks stop; each one is skipped by all."""
 

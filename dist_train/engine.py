@@ -63,12 +63,7 @@ def start_ranks(run: RunConfig) -> torch.device:
     on_cuda = run.engine.device != "cpu" and torch.cuda.is_available()
     if run.engine.precision == "fp16" and not on_cuda:
         raise ValueError("engine.precision=fp16 needs a GPU; on the CPU use bf16 or fp32")
-    launched_stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE")
-    if launched_stage and int(launched_stage) != run.engine.zero_stage:
-        raise ValueError(
-            f"the launcher asks for ZeRO stage {launched_stage} and the run for engine.zero_stage="
-            f"{run.engine.zero_stage}; leave zero_stage out of the accelerate file (the run decides)"
-        )
+    _check_launcher(run)
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if on_cuda else "cpu")
     if on_cuda:
         torch.cuda.set_device(ranks.local_rank())
@@ -84,6 +79,28 @@ def start_ranks(run: RunConfig) -> torch.device:
         timeout = timedelta(seconds=run.engine.hang_timeout_s)
         dist.init_process_group("nccl" if on_cuda else "gloo", timeout=timeout)
     return torch.device("cuda", ranks.local_rank()) if on_cuda else torch.device("cpu")
+
+
+def _check_launcher(run: RunConfig) -> None:
+    """accelerate hands its DeepSpeed settings down in variables; where they contradict the run, neither may win."""
+    said = {
+        "zero_stage": ("ACCELERATE_DEEPSPEED_ZERO_STAGE", "engine.zero_stage", str(run.engine.zero_stage)),
+        "mixed_precision": (
+            "ACCELERATE_MIXED_PRECISION",
+            "engine.precision",
+            run.engine.precision.replace("fp32", "no"),
+        ),
+        "gradient_clipping": ("ACCELERATE_GRADIENT_CLIPPING", "optim.clip_norm", str(run.optim.clip_norm)),
+        "deepspeed_config_file": ("ACCELERATE_DEEPSPEED_CONFIG_FILE", "the run's own settings", "none"),
+    }
+    for setting, (variable, key, wanted) in said.items():
+        launched = os.environ.get(variable, "none")
+        # accelerate always says mixed_precision, and "no" where nobody asked
+        if launched not in (wanted, "none", "no"):
+            raise ValueError(
+                f"the launcher says {setting}={launched} and the run {key}={wanted}; leave {setting} out of the "
+                "accelerate file and command, since the run decides"
+            )
 
 
 def stop_ranks() -> None:

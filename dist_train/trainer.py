@@ -76,7 +76,7 @@ def _train(run: RunConfig, device: torch.device) -> Path:
     with Tracker(run, resume_step=start, extra=env) as tracker:
         watch = Stopwatch(run.optim.global_batch)
         while engine.step_count < run.optim.steps:
-            faulthandler.dump_traceback_later(run.engine.hang_timeout_s, exit=True)
+            _watch_for_hang(run)
             step = engine.step_count + 1
             last = step == run.optim.steps
             measure = _due(step, run.track.gradients_every)
@@ -89,6 +89,7 @@ def _train(run: RunConfig, device: torch.device) -> Path:
                 tracker.log(step, named_losses(losses, run.loss) | watch.lap() | _progress(engine, reader, bad_samples))
                 tracker.progress(step, {name: losses[name] for name in losses if name in ("student_rec", "total")})
             if val and (last or _due(step, run.eval.every)):
+                _watch_for_hang(run)
                 view = engine.whole_task()
                 restore = partial(view.restore, priors=priors, teacher=run.eval.teacher)
                 tracker.log(step, means(evaluate(restore, val, protocols=[run.eval.protocol], device=device)))
@@ -104,6 +105,11 @@ def _train(run: RunConfig, device: torch.device) -> Path:
     engine.close()
     assert saved is not None
     return saved
+
+
+def _watch_for_hang(run: RunConfig) -> None:
+    """Unless called again in time, print where every thread of this rank stands, and exit."""
+    faulthandler.dump_traceback_later(run.engine.hang_timeout_s, exit=True)
 
 
 def _due(step: int, every: int) -> bool:

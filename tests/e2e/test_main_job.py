@@ -109,6 +109,8 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_by_bit(work: Path, two_ran
     assert "resuming halves" in said and "8 samples seen" in said
     whole, halves = lines(work, "tiny"), lines(work, "halves")
     assert [[line[name] for name in TERMS] for line in whole] == [[line[name] for name in TERMS] for line in halves]
+    for name in ("val/rgb/psnr/student", "val/rgb/psnr/teacher"):  # of the averaged student, and through all weights
+        assert whole[-1][name] == halves[-1][name]
 
 
 def test_torchrun_and_stage_3(work: Path, two_ranks: str) -> None:

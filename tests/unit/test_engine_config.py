@@ -33,7 +33,18 @@ def test_schedules() -> None:
     assert learning_rate(OptimConfig(lr=0.5, schedule="constant"), 999) == 0.5
 
 
-def test_a_launcher_that_asks_for_another_stage_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
-    with pytest.raises(ValueError, match=r"launcher asks for ZeRO stage 3 and the run for engine.zero_stage=2"):
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3", "launcher says zero_stage=3 and the run engine.zero_stage=2"),
+        ("ACCELERATE_MIXED_PRECISION", "bf16", "launcher says mixed_precision=bf16 and the run engine.precision=no"),
+        ("ACCELERATE_GRADIENT_CLIPPING", "1.0", "launcher says gradient_clipping=1.0 and the run optim.clip_norm=0.0"),
+        ("ACCELERATE_DEEPSPEED_CONFIG_FILE", "ds.json", "launcher says deepspeed_config_file=ds.json"),
+    ],
+)
+def test_a_launcher_that_contradicts_the_run_is_refused(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ValueError, match=message):
         start_ranks(tiny_run())
