@@ -1,7 +1,6 @@
 """Checkpoints: atomic, checksummed, one form for every world size and ZeRO stage.
 
     runs/NAME/checkpoints/
-        latest                      name of the newest one
         step-00000100/
             model.safetensors       student.* and teacher.*, float32
             ema.safetensors         moving average of the student, without prefix
@@ -10,13 +9,13 @@
             MANIFEST.json           size and sha256 of each file above, written last
 
 Everything is gathered before it is written, so what one world size saved any other can load: at the sizes of
-restoration nets this costs less than a second. A save goes into a temporary folder that is synced, then renamed;
-`latest` follows. A reader never meets a half one: a checkpoint counts only if its manifest verifies, and the newest
-that does is taken. No random state is kept because there is none: all draws are pure functions of seed, step and
+restoration nets this costs less than a second. A save goes into
+a temporary folder that is synced, then renamed, so a reader never meets a half one; a checkpoint counts only if its
+manifest verifies, and the newest that does is taken. There is no pointer to the latest, which could point wrongly.
+No random state is kept because there is none: all draws are pure functions of seed, step and
 position.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -31,6 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dist_train import ranks
+from shards.schema import sha256_of
 
 log = logging.getLogger(__name__)
 
@@ -77,18 +77,16 @@ def save(
         OSError: on every rank if the main one could not write (disk full, no permission); older checkpoints are intact.
     """
     target = folder / f"step-{state['step']:08d}"
-    problem = None
-    if ranks.is_main():
+
+    def write() -> None:
         try:
             _write(target, state, model, ema, moments)
-            _prune(folder, keep)
+            _prune(target, keep)
         except OSError as error:
-            problem = (
-                f"checkpoint {target} was not written: {error}; free the disk or mend the permissions, then resume"
-            )
-    problem = ranks.broadcast_object(problem)
-    if problem:
-        raise OSError(problem)
+            shutil.rmtree(_temporary(target), ignore_errors=True)  # it may be what fills the disk
+            raise OSError(f"checkpoint {target} was not written: {error}; mend it, then start again") from error
+
+    ranks.on_main(write)
     return target
 
 
@@ -104,7 +102,7 @@ def find(path: Path) -> Path | None:
     Raises:
         ValueError: there are some and none verifies, or `path` is a checkpoint and it does not.
     """
-    if (path / "MANIFEST.json").exists():
+    if path.name.startswith("step-"):
         if problem := verify(path):
             raise ValueError(f"checkpoint {path} is damaged: {problem}; choose another")
         return path
@@ -124,16 +122,7 @@ def find(path: Path) -> Path | None:
 
 def find_agreed(path: Path) -> Path | None:
     """`find` on the main rank, told to all, so that no two ranks resume from different steps."""
-    answer: tuple[Path | None, str | None] = (None, None)
-    if ranks.is_main():
-        try:
-            answer = (find(path), None)
-        except ValueError as error:
-            answer = (None, str(error))
-    found, problem = ranks.broadcast_object(answer)
-    if problem:
-        raise ValueError(problem)
-    return found
+    return ranks.on_main(lambda: find(path))
 
 
 def verify(path: Path) -> str | None:
@@ -142,15 +131,15 @@ def verify(path: Path) -> str | None:
         manifest = json.loads((path / "MANIFEST.json").read_text())
     except (OSError, ValueError) as error:
         return f"no readable MANIFEST.json ({error})"
-    if manifest.get("format") != FORMAT:
-        return f"its format is {manifest.get('format')!r}, not {FORMAT!r}"
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        return f"its format is not {FORMAT!r}"
     for name, expected in manifest["files"].items():
         file = path / name
         if not file.is_file():
             return f"{name} is missing"
         if file.stat().st_size != expected["bytes"]:
             return f"{name} has {file.stat().st_size} bytes instead of {expected['bytes']}"
-        if _sha256(file) != expected["sha256"]:
+        if sha256_of(file) != expected["sha256"]:
             return f"{name} has changed since it was written"
     return None
 
@@ -181,7 +170,7 @@ def _write(
 ) -> None:
     for stale in target.parent.glob(".tmp-*"):
         shutil.rmtree(stale)
-    temporary = target.parent / f".tmp-{target.name}"
+    temporary = _temporary(target)
     temporary.mkdir(parents=True)
     tensors = {"model": model, "moments": _flatten(moments)}
     if ema is not None:
@@ -193,7 +182,7 @@ def _write(
     files = {}
     for file in sorted(temporary.iterdir()):
         _sync(file)
-        files[file.name] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+        files[file.name] = {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
     manifest = temporary / "MANIFEST.json"
     manifest.write_text(json.dumps({"format": FORMAT, "step": state["step"], "files": files}, indent=1))
     _sync(manifest)
@@ -201,11 +190,11 @@ def _write(
     if target.exists():  # the same step, saved before a restart
         shutil.rmtree(target)
     os.rename(temporary, target)
-    pointer = target.parent / ".tmp-latest"
-    pointer.write_text(target.name + "\n")
-    _sync(pointer)
-    os.replace(pointer, target.parent / "latest")
     _sync(target.parent)
+
+
+def _temporary(target: Path) -> Path:
+    return target.with_name(f".tmp-{target.name}")
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -225,9 +214,12 @@ def _flatten(moments: dict[str, Any]) -> dict[str, Tensor]:
     }
 
 
-def _prune(folder: Path, keep: int) -> None:
-    for old in sorted(folder.glob("step-*"))[:-keep]:
-        shutil.rmtree(old)
+def _prune(newest: Path, keep: int) -> None:
+    """Keep `newest` and those before it. Any after it are of an abandoned course: damaged, or the run went back."""
+    steps = sorted(newest.parent.glob("step-*"))
+    index = steps.index(newest)
+    for other in steps[: max(index + 1 - keep, 0)] + steps[index + 1 :]:
+        shutil.rmtree(other)
 
 
 def _sync(path: Path) -> None:
@@ -236,11 +228,6 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_model(task: torch.nn.Module, checkpoint: Checkpoint) -> None:

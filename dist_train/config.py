@@ -218,9 +218,9 @@ class EngineConfig(Section):
     """bf16 and fp16 are autocast: parameters and optimizer stay float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     hang_timeout_s: Positive = 1800.0
-    """If a step, or a validation and save, takes longer, every rank prints where it stands and exits."""
+    """If a step takes longer, every rank prints where it stands and exits."""
     max_bad_steps: Count = 3
-    """Steps in a row with a loss that is not finite before all ranks stop; each one is skipped by all."""
+    """Steps in a row with a gradient that is not finite before all ranks stop; each one is skipped by all."""
 
 
 class EvalConfig(Section):
@@ -251,7 +251,7 @@ class TrackConfig(Section):
     gradients_every: CountOrZero = 100
     """Steps between measurements of each loss term's gradient norm at the student's output; 0: never."""
     pictures_every: CountOrZero = 500
-    """Steps between panels (lq, student, teacher, gt, masks); 0: never."""
+    """Steps between panels (lq, student, teacher, gt, masks) of validation pictures, and at the end; 0: never."""
     num_pictures: Count = 2
     wandb: Annotated[Literal["off", "offline", "online"], BeforeValidator(_off_is_false)] = "off"
     project: str = "restill"
@@ -299,6 +299,10 @@ class RunConfig(Section):
             )
         if self.engine.precision == "fp16" and self.engine.device == "cpu":
             raise ValueError("engine.precision=fp16 needs a GPU; on the CPU use bf16 or fp32")
+        if self.optim.min_lr > self.optim.lr:
+            raise ValueError(f"optim.min_lr={self.optim.min_lr} must not be above optim.lr={self.optim.lr}")
+        if self.optim.schedule == "linear" and self.optim.decay_from >= self.optim.steps:
+            raise ValueError(f"optim.decay_from={self.optim.decay_from} must be below optim.steps={self.optim.steps}")
         if self.optim.warmup_steps >= self.optim.steps:
             raise ValueError(
                 f"optim.warmup_steps={self.optim.warmup_steps} must be below optim.steps={self.optim.steps}"
@@ -309,6 +313,36 @@ class RunConfig(Section):
                 f"optim.batch_per_rank={self.optim.batch_per_rank}"
             )
         return self
+
+
+def changed_method(before: RunConfig, now: RunConfig) -> list[str]:
+    """Settings that make two runs different methods or streams of samples, so that one cannot go on as the other.
+
+    Paths of weights may change; `trainer` compares what lies there.
+
+    Returns:
+        `key=old is now new`, for each that differs.
+    """
+    fixed = (
+        "task", "seed", "student", "teacher", "prior", "features", "loss",
+        "data.crop_px", "data.flips", "optim.global_batch", "optim.name",
+    )  # fmt: skip
+    free = ("prior.checkpoint", "prior.download", "prior.points_per_batch", "features.weights")
+    old, new = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
+    return [
+        f"{key}={old.get(key)} is now {new.get(key)}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+        and key not in free
+        and any(key == name or key.startswith(f"{name}.") for name in fixed)
+    ]
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
 
 
 class BatchPlan(NamedTuple):

@@ -10,6 +10,8 @@ behaves:
 - the rate is set from a pure function of the step before each step, so resuming has no scheduler to restore.
 - its checkpoints cross neither world sizes nor stages; `weights` and `moments` gather everything instead, bit by bit
   the same on resume at the same size, and loadable at any other.
+- stages 1 to 3 skip a step whose gradients are not finite, stage 0 does not; under fp16 the loss scale never falls, and
+  clipping sees gradients that still carry it. `Engine` mends these.
 """
 
 import contextlib
@@ -28,12 +30,12 @@ from torch import Tensor, nn
 from dist_train import ranks
 from dist_train.config import BatchPlan, OptimConfig, RunConfig
 from dist_train.data.batch import Batch
+from dist_train.data.order import NETS, draws
+from dist_train.moments import read_moments, write_moments
 from dist_train.priors import Priors
 from dist_train.tasks import build_task
 
 log = logging.getLogger(__name__)
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Resumable(Protocol):
@@ -53,19 +55,38 @@ class Resumable(Protocol):
 
 
 def start_ranks(run: RunConfig) -> torch.device:
-    """Join the process group (of one, if unlaunched) and pick this rank's device.
+    """`join_ranks` for a run, after checking that the launcher does not contradict it.
 
     Raises:
-        ValueError: CUDA is wanted and absent, or the launcher asks for another ZeRO stage than the run.
+        ValueError: it does, or the run wants what this machine lacks.
     """
-    if run.engine.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("engine.device=cuda, but torch sees no GPU; set engine.device=cpu, or run launch.doctor")
-    on_cuda = run.engine.device != "cpu" and torch.cuda.is_available()
-    if run.engine.precision == "fp16" and not on_cuda:
-        raise ValueError("engine.precision=fp16 needs a GPU; on the CPU use bf16 or fp32")
     _check_launcher(run)
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if on_cuda else "cpu")
-    if on_cuda:
+    device = join_ranks(run.engine.device, timeout_s=run.engine.hang_timeout_s)
+    if run.engine.precision == "fp16" and device.type == "cpu":
+        raise ValueError("engine.precision=fp16 needs a GPU; on the CPU use bf16 or fp32")
+    return device
+
+
+def join_ranks(wanted: str, *, timeout_s: float = 1800) -> torch.device:
+    """Join the process group (of one, if unlaunched) and pick this rank's device.
+
+    Args:
+        wanted: `auto` (CUDA if there is any), `cpu` or `cuda`.
+        timeout_s: how long a collective may wait for the other ranks.
+
+    Raises:
+        ValueError: CUDA is wanted and absent, or there are more ranks than GPUs.
+    """
+    num_gpus = torch.cuda.device_count() if wanted != "cpu" else 0
+    if wanted == "cuda" and not num_gpus:
+        raise ValueError("the device wanted is cuda, but torch sees no GPU; python -m launch.doctor tells why")
+    if num_gpus and ranks.local_rank() >= num_gpus:
+        raise ValueError(
+            f"this is local rank {ranks.local_rank()} of a machine with {num_gpus} GPUs; start at most {num_gpus} "
+            "processes a machine (num_processes in the accelerate file)"
+        )
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if num_gpus else "cpu")
+    if num_gpus:
         torch.cuda.set_device(ranks.local_rank())
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
@@ -76,9 +97,8 @@ def start_ranks(run: RunConfig) -> torch.device:
                 port = str(probe.getsockname()[1])
             os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
             os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        timeout = timedelta(seconds=run.engine.hang_timeout_s)
-        dist.init_process_group("nccl" if on_cuda else "gloo", timeout=timeout)
-    return torch.device("cuda", ranks.local_rank()) if on_cuda else torch.device("cpu")
+        dist.init_process_group("nccl" if num_gpus else "gloo", timeout=timedelta(seconds=timeout_s))
+    return torch.device("cuda", ranks.local_rank()) if num_gpus else torch.device("cpu")
 
 
 def _check_launcher(run: RunConfig) -> None:
@@ -172,7 +192,7 @@ class Engine:
         self._gathered = deepspeed.zero.GatheredParameters
         optimizer_class = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[run.optim.name]
         trained = [parameter for parameter in task.parameters() if parameter.requires_grad]
-        optimizer = optimizer_class(
+        torch_optimizer = optimizer_class(
             trained, lr=run.optim.lr, betas=run.optim.betas, weight_decay=run.optim.weight_decay, eps=1e-8
         )
         self._ema: dict[str, Tensor] | None = None
@@ -180,12 +200,15 @@ class Engine:
             average = (resumed.ema if resumed else None) or self._student.state_dict()
             self._ema = {name: tensor.detach().to(device, copy=True) for name, tensor in average.items()}
         self._engine, *_ = deepspeed.initialize(
-            model=self.task, optimizer=optimizer, config=deepspeed_config(run, plan), dist_init_required=False
+            model=self.task, optimizer=torch_optimizer, config=deepspeed_config(run, plan), dist_init_required=False
         )
         if resumed:
-            self._set_moments(resumed.moments)
+            write_moments(self._engine, self.task, resumed.moments)
+            if self._scaler is not None and resumed.moments["scaler"] is not None:
+                self._scaler.load_state_dict(resumed.moments["scaler"])
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
+        self._skipped = False
         self._bad_steps_in_a_row = 0
 
     @property
@@ -197,46 +220,72 @@ class Engine:
     def step(self, batches: Iterator[Batch], priors: Priors, *, measure: bool = False) -> None:
         """One optimizer step: `grad_accum` micro-batches on every rank.
 
-        If a total is not finite on any rank, no rank uses that micro-batch: all run the same pass on a grey picture
-        with weight 0 instead, which keeps DeepSpeed's hooks and collectives in step, and the step's learning rate
-        becomes 0, so that the weights stay as they are.
+        If any gradient of any rank is not finite, the step does not happen: weights, moments and average stay as they
+        are on all ranks, and what it would have logged is dropped.
 
         Raises:
-            RuntimeError: on all ranks, after `engine.max_bad_steps` such steps in a row, or if the weights are broken.
+            RuntimeError: on all ranks, after `engine.max_bad_steps` such steps in a row.
         """
         self._set_rate(learning_rate(self.run.optim, self.step_count))
         # Nets that draw (dropped paths) draw the same after a resume; no random state has to be kept.
-        torch.manual_seed((self.run.seed << 40) + (self.step_count << 16) + ranks.rank())
-        bad = False
-        for _ in range(self.plan.grad_accum):
+        draw = draws(self.run.seed, self.step_count * ranks.world_size() + ranks.rank(), NETS, 1)[0]
+        torch.manual_seed(draw >> 1)
+        seen = []
+        for micro_step in range(self.plan.grad_accum):
             batch = next(batches).to(self.device)
             terms = self._engine(batch, priors, measure=measure)
-            total = terms["total"]
-            if ranks.agree(bool(torch.isfinite(total))):
-                self._add(terms)
-            else:
-                if not torch.isfinite(total):
-                    values = {name: float(value) for name, value in terms.items()}
-                    log.warning("step %d is skipped, a loss is not finite: %s %s", self.step_count, batch.keys, values)
-                bad = True
-                self._set_rate(0.0)
-                total = 0.0 * self._engine(batch.grey(), priors)["total"]
-                if not ranks.agree(bool(torch.isfinite(total))):
-                    raise RuntimeError(
-                        f"the weights are no longer finite at step {self.step_count}; resume from the last checkpoint "
-                        "with a smaller optim.lr, or set optim.clip_norm"
-                    )
-            self._engine.backward(total)
+            self._engine.backward(terms["total"])
+            if micro_step == self.plan.grad_accum - 1:
+                self._before_update()
             self._engine.step()  # DeepSpeed acts on the last micro-batch only
+            seen.append((batch.keys, {name: value.detach().float() for name, value in terms.items()}))
+        if self._was_skipped():
+            self._note_skipped(seen)
+        else:
+            self._bad_steps_in_a_row = 0
+            for _, terms in seen:
+                self._add(terms)
         self.step_count += 1
-        self._bad_steps_in_a_row = self._bad_steps_in_a_row + 1 if bad else 0
+        if not self._skipped:
+            self._update_ema()
+
+    def _before_update(self) -> None:
+        """Mend what DeepSpeed leaves out between the last gradient and the update."""
+        if self.run.engine.zero_stage == 0:
+            # Stages 1 to 3 look for gradients that are not finite and skip the step; stage 0 does not. They are
+            # all-reduced by now, so every rank finds the same. Without gradients Adam touches nothing.
+            gradients = [parameter.grad for parameter in self.task.parameters() if parameter.grad is not None]
+            self._skipped = not bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients)))
+            if self._skipped:
+                for parameter in self.task.parameters():
+                    parameter.grad = None
+        elif (scaler := self._scaler) is not None:
+            # DeepSpeed clips while the gradients still carry the loss scale.
+            self._engine.optimizer.clip_grad = self.run.optim.clip_norm * scaler.get_scale()
+
+    def _was_skipped(self) -> bool:
+        if self.run.engine.zero_stage > 0:
+            self._skipped = bool(self._engine.optimizer.overflow)  # the ranks have agreed on it
+        return self._skipped
+
+    def _note_skipped(self, seen: list[tuple[tuple[str, ...], dict[str, Tensor]]]) -> None:
+        scaler = self._scaler
+        if scaler is not None and scaler.get_scale() > 1:  # the search for a scale; DeepSpeed never lowers it itself
+            scaler.update(scaler.get_scale() / 2)
+            log.info("step %d is skipped: fp16's loss scale falls to %g", self.step_count, scaler.get_scale())
+            return
+        for keys, terms in seen:
+            values = {name: float(value) for name, value in terms.items()}
+            if not math.isfinite(values["total"]):
+                log.warning("a loss is not finite: samples %s, %s", keys, values)
+        if ranks.is_main():
+            log.warning("step %d is skipped: a gradient is not finite", self.step_count)
+        self._bad_steps_in_a_row += 1
         if self._bad_steps_in_a_row >= self.run.engine.max_bad_steps:
             raise RuntimeError(
-                f"the loss was not finite in {self._bad_steps_in_a_row} steps in a row (engine.max_bad_steps); "
-                "the log names the samples; a smaller optim.lr or optim.clip_norm may help"
+                f"gradients were not finite in {self._bad_steps_in_a_row} steps in a row (engine.max_bad_steps), up to "
+                f"step {self.step_count}; the log names the samples. A smaller optim.lr or optim.clip_norm may help"
             )
-        if not bad:
-            self._update_ema()
 
     def _set_rate(self, rate: float) -> None:
         for group in self._engine.optimizer.param_groups:
@@ -259,7 +308,7 @@ class Engine:
 
     def _add(self, terms: dict[str, Tensor]) -> None:
         for name, value in terms.items():
-            self._sums[name] = self._sums.get(name, torch.zeros((), device=self.device)) + value.detach().float()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
             self._counts[name] = self._counts.get(name, 0) + 1
 
     def drain(self) -> dict[str, float]:
@@ -305,93 +354,13 @@ class Engine:
         return view.to(self.device).eval()
 
     def moments(self) -> dict[str, Any]:
-        """Adam's state, whole. All ranks call; all get it.
-
-        Returns:
-            `exp_avg` and `exp_avg_sq`, each {name of parameter: (shape of parameter) float32 on the CPU}; `step`, how
-            often Adam has stepped; `scaler`, the state of the fp16 loss scale or None.
-        """
-        state = self._optimizer.state
-        named = self._named_parameters()
-        first = next(iter(state.values()), None)
-        result: dict[str, Any] = {"step": int(first["step"]) if first else 0, "scaler": None}
-        if (scaler := self._scaler) is not None:
-            result["scaler"] = scaler.state_dict()
-        for key in MOMENTS:
-            if self.run.engine.zero_stage == 0:
-                full = {name: state[parameter][key] for name, parameter in named.items()}
-            elif self.run.engine.zero_stage == 3:
-                gather = self._engine.optimizer.get_full_hp_param
-                full = {name: gather(parameter, key) for name, parameter in named.items()}
-            else:
-                full = self._gather_fragments(state[self._flat_partition][key])
-            result[key] = {name: tensor.detach().float().cpu().clone() for name, tensor in full.items()}
-        return result
-
-    def _set_moments(self, moments: dict[str, Any]) -> None:
-        state, named, stage = self._optimizer.state, self._named_parameters(), self.run.engine.zero_stage
-        owners = {
-            0: lambda: list(named.values()),
-            1: lambda: [self._flat_partition],
-            2: lambda: [self._flat_partition],
-            3: lambda: self._engine.optimizer.fp32_partitioned_groups_flat,
-        }[stage]()
-        for owner in owners:
-            state[owner] = {key: torch.zeros_like(owner) for key in MOMENTS}
-            state[owner]["step"] = torch.tensor(float(moments["step"]))
-        for key in MOMENTS:
-            for name, parameter in named.items():
-                full = moments[key][name].to(self.device)
-                if stage == 0:
-                    state[parameter][key].copy_(full)
-                elif stage == 3:
-                    self._set_partition(parameter, full, key)
-                elif (fragment := parameter._hp_mapping) is not None:  # this rank owns a part of it
-                    here, there = fragment.hp_fragment_address, fragment.lp_fragment_address
-                    target = state[self._flat_partition][key].narrow(0, here.start, here.numel)
-                    target.copy_(full.flatten().narrow(0, there.start, there.numel))
-        if moments["scaler"] is not None and self._scaler is not None:
-            self._scaler.load_state_dict(moments["scaler"])
-
-    def _set_partition(self, parameter: Any, full: Tensor, key: str) -> None:
-        # DeepSpeed's own setter of a whole moment fails where the size is no multiple of the world, as 3 biases are.
-        part, _ = self._engine.optimizer._get_fp32_opt_state_partition(parameter, False, key)
-        start = part.numel() * ranks.rank()
-        mine = full.flatten()[start : start + part.numel()]
-        part[: mine.numel()].copy_(mine)
-
-    def _gather_fragments(self, flat: Tensor) -> dict[str, Tensor]:
-        """Stages 1, 2: each rank holds a slice of all parameters laid end to end; their sum is the whole."""
-        full = {}
-        for name, parameter in self._named_parameters().items():
-            whole = torch.zeros(parameter.numel(), device=flat.device)
-            if (fragment := parameter._hp_mapping) is not None:
-                here, there = fragment.hp_fragment_address, fragment.lp_fragment_address
-                source = flat.narrow(0, here.start, here.numel)
-                whole.narrow(0, there.start, there.numel).copy_(source)
-            dist.all_reduce(whole)
-            full[name] = whole.view_as(parameter)
-        return full
-
-    def _named_parameters(self) -> dict[str, Any]:
-        return {name: parameter for name, parameter in self.task.named_parameters() if parameter.requires_grad}
-
-    @property
-    def _optimizer(self) -> torch.optim.Optimizer:
-        """torch's own optimizer under DeepSpeed's."""
-        outer = self._engine.optimizer
-        return outer if self.run.engine.zero_stage == 0 else outer.optimizer
-
-    @property
-    def _flat_partition(self) -> Tensor:
-        (flat,) = self._engine.optimizer.single_partition_of_fp32_groups  # one, because there is one parameter group
-        return flat
+        """Adam's state, whole, on the CPU; see `dist_train.moments`. All ranks call; all get it."""
+        scaler = self._scaler
+        return read_moments(self._engine, self.task) | {"scaler": scaler.state_dict() if scaler else None}
 
     @property
     def _scaler(self) -> Any:
-        """fp16's loss scaler, if any."""
-        if self.run.engine.zero_stage == 0:
-            return self._engine.torch_autocast_z0_gradscaler
+        """fp16's loss scaler, or None."""
         return getattr(self._engine.optimizer, "torch_autocast_gradscaler", None)
 
     def close(self) -> None:

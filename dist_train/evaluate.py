@@ -1,6 +1,6 @@
 """Scores on whole pictures: every picture once, shared out over the ranks, each number with its protocol's name."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from dist_train.data.batch import Batch
 from dist_train.data.reader import ShardReader
 from dist_train.metrics import score, to_u8
 from dist_train.pictures import overlay, panel
+from shards.schema import ShardError
 
 Restorer = Callable[[Batch], dict[str, Tensor]]
 """A batch of one whole picture -> `student_out` and perhaps `teacher_out` (1,3,H,W) and `idmap` (1,H,W) int64."""
@@ -42,22 +43,37 @@ def evaluate(restore: Restorer, reader: ShardReader, *, protocols: Sequence[str]
         One row per picture, name and protocol, in the reader's order, the same on every rank.
     """
     rows: list[tuple[int, Row]] = []
-    for index in range(ranks.rank(), len(reader), ranks.world_size()):
-        batch, lq_u8, gt_u8 = whole_picture(reader, index, device)
-        with torch.no_grad():
-            restored = restore(batch)
-        versions = {"input": lq_u8}
-        for name in ("student", "teacher"):
-            if f"{name}_out" in restored:
-                versions[name] = to_u8(restored[f"{name}_out"][0].cpu())
-        for name, picture in versions.items():
-            for protocol in protocols:
-                values = score(picture, gt_u8, protocol)
-                rows.append((index, Row(reader.keys[index], protocol, name, values["psnr"], values["ssim"])))
-    everyone = [row for part in ranks.gather_objects(rows) for row in part]
+    problem = None
+    try:
+        for index in range(ranks.rank(), len(reader), ranks.world_size()):
+            rows += [(index, row) for row in _score_picture(restore, reader, index, protocols, device)]
+    except (ValueError, ShardError) as error:
+        problem = error
+    parts = ranks.gather_objects((rows, problem))
+    for _, problem in parts:
+        if problem is not None:
+            raise problem  # on every rank
+    everyone = [row for part, _ in parts for row in part]
     everyone.sort(key=lambda item: item[0])
     assert len({index for index, _ in everyone}) == len(reader), "every picture must be counted once"
     return [row for _, row in everyone]
+
+
+@torch.no_grad()
+def _score_picture(
+    restore: Restorer, reader: ShardReader, index: int, protocols: Sequence[str], device: torch.device
+) -> Iterator[Row]:
+    """Scores of one picture, for each version of it and each protocol."""
+    batch, lq_u8, gt_u8 = whole_picture(reader, index, device)
+    restored = restore(batch)
+    versions = {"input": lq_u8}
+    for name in ("student", "teacher"):
+        if f"{name}_out" in restored:
+            versions[name] = to_u8(restored[f"{name}_out"][0].cpu())
+    for name, picture in versions.items():
+        for protocol in protocols:
+            values = score(picture, gt_u8, protocol)
+            yield Row(reader.keys[index], protocol, name, values["psnr"], values["ssim"])
 
 
 @torch.no_grad()
@@ -82,7 +98,7 @@ def draw_panels(
         {`val/<key>`: (H',W',3) uint8 RGB}.
     """
     panels = {}
-    for index in indices:
+    for index in (index for index in indices if index < len(reader)):
         batch, lq_u8, gt_u8 = whole_picture(reader, index, device)
         out = restore(batch)
         titles = {"student_out": student_title, "teacher_out": "teacher"}

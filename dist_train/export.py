@@ -6,7 +6,6 @@
 Neither writing nor loading it needs SAM, VGG, the teacher, DeepSpeed, wandb or the data.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -17,11 +16,13 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from dist_train.checkpoint import save_tensors
 from dist_train.config import NetConfig, RunConfig, parse_run
 from dist_train.nets import build_net
+from shards.schema import sha256_of
 
 FORMAT = "restill-student-1"
 
@@ -56,7 +57,7 @@ def export_student(
     part.mkdir(parents=True)
     try:
         file = part / out.name
-        save_file(weights, file, metadata={"format": "pt"})  # the metadata transformers and diffusers ask for
+        save_tensors(file, weights, metadata={"format": "pt"})  # the metadata transformers and diffusers ask for
         card = {
             "format": FORMAT,
             "net": run.student.model_dump(mode="json"),
@@ -67,8 +68,8 @@ def export_student(
             "ema": ema,
             "scores": dict(scores or {}),
             "parameters": sum(tensor.numel() for tensor in weights.values()),
-            "sha256": _sha256(file),
-            "data": state["data"],
+            "sha256": sha256_of(file),
+            "data": state["env"]["data"],
             "commit": state["env"]["commit"],
             "config": state["config"],
         }
@@ -131,7 +132,7 @@ def load_student(weights: Path) -> tuple[nn.Module, dict[str, Any]]:
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{weights} is not a whole .safetensors file: {error}") from None
     card = _read_card(weights)
-    if _sha256(weights) != card["sha256"]:
+    if sha256_of(weights) != card["sha256"]:
         raise ValueError(
             f"{weights} and its card {weights.with_suffix('.json').name} do not belong together; export again"
         )
@@ -169,8 +170,3 @@ def _prove(file: Path, weights: Mapping[str, Tensor]) -> None:
     for key, tensor in weights.items():
         if not torch.equal(reloaded[key], tensor):
             raise OSError(f"{file}: {key} read back is not what was written; is the disk sound?")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -95,8 +95,8 @@ def sgr(student_features: Tensor, teacher_features: Tensor, masks: MaskSet, conf
         config: which relation; see `SgrConfig`.
 
     Returns:
-        Squared difference of the relations, mean over the pairs of valid masks of a picture, then over the pictures
-        that have a pair; 0 if none has.
+        Squared difference of the relations, mean over the pairs of valid masks of a picture, then over the pictures. A
+        picture without a pair counts 0, so that the mean does not depend on how a batch is shared out.
     """
     teacher_features = teacher_features.detach()
     if config.normalize:
@@ -111,8 +111,7 @@ def sgr(student_features: Tensor, teacher_features: Tensor, masks: MaskSet, conf
     valid = masks.valid
     pairs = valid[:, :, None] & valid[:, None] & ~torch.eye(valid.shape[1], dtype=torch.bool, device=valid.device)
     num_pairs = pairs.sum((1, 2))
-    per_picture = ((student - teacher).square() * pairs).sum((1, 2)) / num_pairs.clamp_min(1)
-    return per_picture.sum() / (num_pairs > 0).sum().clamp_min(1)
+    return (((student - teacher).square() * pairs).sum((1, 2)) / num_pairs.clamp_min(1)).mean()
 
 
 def student_total(terms: dict[str, Tensor], config: LossConfig) -> Tensor:

@@ -1,18 +1,22 @@
 """Who am I among the ranks, and what do we agree on. Every function works in an unlaunched process (world size 1).
 
 A decision that changes control flow (stop, skip, resume from here) goes through `agree` or `broadcast_object`, so no
-rank acts alone. Tensors travel on the rank's own device, as NCCL demands; gloo takes the CPU.
+rank acts alone; what one rank does for all (files) goes through `on_main`. Tensors travel on the rank's own device, as
+NCCL demands; gloo takes the CPU.
 """
 
+import logging
 import os
-from collections.abc import Mapping
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 
 def rank() -> int:
@@ -37,12 +41,6 @@ def local_rank() -> int:
 def is_main() -> bool:
     """Whether this is the one rank that writes files."""
     return rank() == 0
-
-
-def barrier() -> None:
-    """Wait for all ranks."""
-    if world_size() > 1:
-        dist.barrier()
 
 
 def _comm_device() -> torch.device:
@@ -92,6 +90,30 @@ def broadcast_object(value: T) -> T:
     box = [value]
     dist.broadcast_object_list(box, src=0, device=_comm_device())
     return box[0]
+
+
+def on_main(act: Callable[[], T]) -> T:
+    """Let the main rank alone do something, and all learn how it ended. All ranks call.
+
+    Returns:
+        What `act` gave on the main rank, on every rank; small, picklable.
+
+    Raises:
+        Exception: what `act` raised on the main rank, on every rank.
+    """
+    answer: tuple[T | None, Exception | None] = (None, None)
+    if is_main():
+        try:
+            answer = (act(), None)
+        except Exception as error:
+            if world_size() == 1:
+                raise
+            log.debug("on the main rank", exc_info=True)
+            answer = (None, error)
+    result, problem = broadcast_object(answer)
+    if problem is not None:
+        raise problem
+    return cast(T, result)
 
 
 def gather_objects(value: T) -> list[T]:

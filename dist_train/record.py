@@ -14,18 +14,21 @@ import torch
 from dist_train import ranks
 from dist_train.config import RunConfig, dump_run
 
-PACKAGES = ("torch", "torchvision", "deepspeed", "accelerate", "segment-anything", "webdataset", "wandb", "numpy")
+PACKAGES = (
+    "torch", "torchvision", "deepspeed", "accelerate", "segment-anything", "webdataset", "wandb", "numpy", "scipy",
+    "scikit-image", "opencv-python", "safetensors",
+)  # fmt: skip
 
 
-def environment(**more: Any) -> dict[str, Any]:
-    """Code, versions, machine and world of this process, and `more` on top."""
+def environment(device: torch.device, **more: Any) -> dict[str, Any]:
+    """Code, versions, machines and world of this run, and `more` on top. All ranks call."""
     return {
         "commit": commit(),
         "argv": sys.argv,
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
-        "host": socket.gethostname(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
+        "hosts": sorted(set(ranks.gather_objects(socket.gethostname()))),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "world_size": ranks.world_size(),
         "threads": torch.get_num_threads(),
         **more,
@@ -46,21 +49,21 @@ def commit() -> str:
 
 
 def write_record(run: RunConfig, env: dict[str, Any]) -> None:
-    """config.yaml (resolved, reloadable) and env.json in the run's folder. All ranks call, the main one writes.
+    """config.yaml (resolved, reloadable) and env.json in the run's folder; for the main rank.
+
+    env.json is a list, one entry for each start of the run.
 
     Raises:
-        OSError: on every rank, if the folder cannot be written.
+        OSError: the folder cannot be written.
     """
-    problem = None
-    if ranks.is_main():
-        try:
-            run.dir.mkdir(parents=True, exist_ok=True)
-            (run.dir / "config.yaml").write_text(dump_run(run))
-            (run.dir / "env.json").write_text(json.dumps(env, indent=1, default=str))
-        except OSError as error:
-            problem = f"the run's folder {run.dir} cannot be written: {error}; mend it, or set out to another folder"
-    if problem := ranks.broadcast_object(problem):
-        raise OSError(problem)
+    path = run.dir / "env.json"
+    try:
+        run.dir.mkdir(parents=True, exist_ok=True)
+        (run.dir / "config.yaml").write_text(dump_run(run))
+        starts = json.loads(path.read_text()) if path.exists() else []
+        path.write_text(json.dumps([*starts, env], indent=1, default=str))
+    except OSError as error:
+        raise OSError(f"the run's folder {run.dir} cannot be written: {error}; mend it, or set out=FOLDER") from error
 
 
 def _version(package: str) -> str:

@@ -1,7 +1,7 @@
 """What a run leaves to read: metrics.jsonl, pictures, a progress bar, wandb.
 
 metrics.jsonl is the record: one JSON object per line, flushed at once, keyed by step. wandb is a view of it, which may
-fail without stopping the run. Only the main rank writes; on the others every call does nothing.
+fail without stopping the run. Only the main rank writes; what fails there fails on every rank.
 """
 
 import json
@@ -10,7 +10,7 @@ import math
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -76,24 +76,26 @@ class Tracker:
         if run.track.wandb != "off":
             _require_wandb(run.track.wandb)  # on every rank, so that none is left waiting for the main one
         self._wandb: Any = None
-        self._writes = ranks.is_main()
         self._dir = run.dir
-        if not self._writes:
-            return
-        run.dir.mkdir(parents=True, exist_ok=True)
+        self._writes = ranks.is_main()
+        ranks.on_main(lambda: self._start(run, resume_step, extra or {}))
+
+    def _start(self, run: RunConfig, resume_step: int, extra: Mapping[str, Any]) -> None:
         records = read_metrics(run.dir)
         path = run.dir / "metrics.jsonl"
-        part = path.with_suffix(".jsonl.tmp")
-        part.write_text("".join(json.dumps(record) + "\n" for record in records if record["step"] <= resume_step))
-        part.replace(path)
-        self._file = path.open("a")
+        with _naming(path):
+            run.dir.mkdir(parents=True, exist_ok=True)
+            part = path.with_suffix(".jsonl.tmp")
+            part.write_text("".join(json.dumps(record) + "\n" for record in records if record["step"] <= resume_step))
+            part.replace(path)
+            self._file = path.open("a")
         self._told_wandb = -math.inf
         if run.track.wandb != "off":
             if resume_step and (run.dir / "wandb_id").exists():
                 self._told_wandb = max((record["step"] for record in records), default=-math.inf)
             else:
                 (run.dir / "wandb_id").write_text(uuid.uuid4().hex[:8])
-            self._start_wandb(run, extra or {})
+            self._start_wandb(run, extra)
         self._bar = _Bar(run, resume_step)
         self._open = ExitStack()
         if sys.stderr.isatty():
@@ -115,24 +117,39 @@ class Tracker:
                 self._wandb.finish(exit_code=int(kind is not None))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Append one line to the record, for example `{"loss/spd": 0.1, "val/psnr": 31.2}`.
+        """Append one line to the record, for example `{"loss/spd": 0.1, "val/psnr": 31.2}`. All ranks call.
 
         Several calls may tell of one step. NaN and infinity are written as Python's json spells them.
+
+        Raises:
+            OSError: it cannot be written; on every rank.
         """
-        if not self._writes:
-            return
+        ranks.on_main(lambda: self._write(step, values))
+
+    def _write(self, step: int, values: Mapping[str, float]) -> None:
         plain = {name: float(value) for name, value in values.items()}
-        self._file.write(json.dumps({"step": step, **plain}) + "\n")
-        self._file.flush()
+        with _naming(self._dir / "metrics.jsonl"):
+            self._file.write(json.dumps({"step": step, **plain}) + "\n")
+            self._file.flush()
         self._tell_wandb(step, plain)
 
-    def pictures(self, step: int, pictures: Mapping[str, NDArray[np.uint8]]) -> None:
-        """Write (H,W,3) uint8 RGB pictures to RUN/pictures/NAME-STEP.png, and show them in wandb."""
-        if not self._writes:
-            return
+    def pictures(self, step: int, draw: Callable[[], Mapping[str, NDArray[np.uint8]]]) -> None:
+        """Write pictures to RUN/pictures/NAME-STEP.png, and show them in wandb. All ranks call.
+
+        Args:
+            step: optimizer steps done.
+            draw: gives (H,W,3) uint8 RGB pictures by name; called on the main rank alone.
+
+        Raises:
+            OSError: one cannot be written; on every rank.
+        """
+        ranks.on_main(lambda: self._write_pictures(step, draw()))
+
+    def _write_pictures(self, step: int, pictures: Mapping[str, NDArray[np.uint8]]) -> None:
         paths = {name: self._dir / "pictures" / f"{name}-{step:08d}.png" for name in pictures}
         for name, path in paths.items():
-            write_png(path, pictures[name])
+            with _naming(path):
+                write_png(path, pictures[name])
         if self._wandb is not None:
             import wandb
 
@@ -175,6 +192,15 @@ class Tracker:
         except Exception as error:  # no network, no login, a killed service: nothing in a view may stop the run
             self._wandb = None
             log.warning("wandb stopped: %s. The run goes on, and metrics.jsonl with it", error)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """A full disk says "no space left", and not where."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {error}; mend it, then start again") from error
 
 
 class _Bar(tqdm):
@@ -261,10 +287,16 @@ class Stopwatch:
 
     def _begin(self) -> None:
         self._begun, self._steps, self._data_s = time.perf_counter(), 0, 0.0
+        self._stepped = self._begun
 
     def step(self) -> None:
         """One more optimizer step is done."""
         self._steps += 1
+        self._stepped = time.perf_counter()
+
+    def leave_out_since_step(self) -> None:
+        """What happened since the last step (logging, validation, saving) shall not count."""
+        self._begun += time.perf_counter() - max(self._stepped, self._begun)
 
     @contextmanager
     def waiting_for_data(self) -> Iterator[None]:

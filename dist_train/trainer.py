@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from dist_train import checkpoint, ranks
-from dist_train.config import RunConfig, plan_batch
+from dist_train.config import RunConfig, changed_method, parse_run, plan_batch
 from dist_train.data.batch import Batch
 from dist_train.data.loader import training_batches
 from dist_train.data.reader import ShardReader
@@ -64,19 +64,22 @@ def _train(run: RunConfig, device: torch.device) -> Path:
         reader, run.data, seed=run.seed, plan=plan, rank=ranks.rank(), world=ranks.world_size(), start_step=start
     )
     env = environment(
+        device,
+        start_step=start,
         data={"train": reader.fingerprint, "val": val.fingerprint if val else None},
         batch=plan._asdict(),
         parameters=count_parameters(run),
         priors=priors.describe(),
     )
-    write_record(run, env)
-    _say_what_runs(run, env, start)
+    _same_weights(resumed, env)
+    ranks.on_main(lambda: write_record(run, env))
+    _say_what_runs(run, env, resumed)
 
     bad_samples: set[str] = set()
     with Tracker(run, resume_step=start, extra=env) as tracker:
         watch = Stopwatch(run.optim.global_batch)
         while engine.step_count < run.optim.steps:
-            _watch_for_hang(run)
+            faulthandler.dump_traceback_later(run.engine.hang_timeout_s, exit=True)
             step = engine.step_count + 1
             last = step == run.optim.steps
             measure = _due(step, run.track.gradients_every)
@@ -88,28 +91,20 @@ def _train(run: RunConfig, device: torch.device) -> Path:
                 losses = engine.drain()  # all ranks; what follows is written by the main one
                 tracker.log(step, named_losses(losses, run.loss) | watch.lap() | _progress(engine, reader, bad_samples))
                 tracker.progress(step, {name: losses[name] for name in losses if name in ("student_rec", "total")})
+            faulthandler.cancel_dump_traceback_later()  # what follows may take its time
             if val and (last or _due(step, run.eval.every)):
-                _watch_for_hang(run)
-                view = engine.whole_task()
-                restore = partial(view.restore, priors=priors, teacher=run.eval.teacher)
+                restore = partial(engine.whole_task().restore, priors=priors, teacher=run.eval.teacher)
                 tracker.log(step, means(evaluate(restore, val, protocols=[run.eval.protocol], device=device)))
-                if ranks.is_main() and (last or _due(step, run.track.pictures_every)):
-                    restore = partial(view.restore, priors=priors)
-                    first = range(min(run.track.num_pictures, len(val)))
-                    tracker.pictures(step, draw_panels(restore, val, indices=first, device=device))
-                watch.lap()
+            if val and run.track.pictures_every and (last or _due(step, run.track.pictures_every)):
+                restore, some = partial(engine.whole_task().restore, priors=priors), range(run.track.num_pictures)
+                tracker.pictures(step, partial(draw_panels, restore, val, indices=some, device=device))
             if last or _due(step, run.checkpoint.every):
                 saved = _save(run, engine, reader, env)
-                watch.lap()
+            watch.leave_out_since_step()
     batches.close()
     engine.close()
     assert saved is not None
     return saved
-
-
-def _watch_for_hang(run: RunConfig) -> None:
-    """Unless called again in time, print where every thread of this rank stands, and exit."""
-    faulthandler.dump_traceback_later(run.engine.hang_timeout_s, exit=True)
 
 
 def _due(step: int, every: int) -> bool:
@@ -117,26 +112,34 @@ def _due(step: int, every: int) -> bool:
 
 
 def _checked(resumed: checkpoint.Checkpoint, run: RunConfig, reader: ShardReader) -> checkpoint.Checkpoint:
-    """Refuse to go on where the stream of samples would break."""
-    for key, before, now in (
-        ("seed", resumed.state["seed"], run.seed),
-        ("optim.global_batch", resumed.state["global_batch"], run.optim.global_batch),
-    ):
-        if before != now:
-            raise ValueError(
-                f"{resumed.path} was trained with {key}={before} and the run says {now}, which would break the stream "
-                f"of samples. Set {key}={before}, or give the run another name"
-            )
+    """Refuse to go on as another method, or with another stream of samples."""
+    before = parse_run(resumed.state["config"], source=str(resumed.path))
+    if changes := changed_method(before, run):
+        raise ValueError(
+            f"{resumed.path} cannot go on as this run: {'; '.join(changes)}. Set it back, or give the run another name"
+        )
     if resumed.state["data"] != reader.fingerprint:
         raise ValueError(
             f"{resumed.path} was trained on other shards than data.train={run.data.train} holds now (the manifest has "
             "changed). Put the old shards back, or give the run another name"
         )
-    log.info("resuming %s from %s, %d samples seen", run.name, resumed.path, resumed.state["samples_seen"])
     return resumed
 
 
+def _same_weights(resumed: checkpoint.Checkpoint | None, env: dict[str, Any]) -> None:
+    """Refuse priors whose weights are others than those of the checkpoint."""
+    for part, what in (resumed.state["env"]["priors"] if resumed else {}).items():
+        if what["sha256"] != env["priors"][part]["sha256"]:
+            raise ValueError(
+                f"this run was trained with {part} of sha256 {what['sha256']} ({what['weights']}), and now finds "
+                f"{env['priors'][part]['sha256']}. Give the old weights, or give the run another name"
+            )
+
+
 def _save(run: RunConfig, engine: Engine, reader: ShardReader, env: dict[str, Any]) -> Path:
+    weights = engine.weights()
+    if broken := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
+        raise RuntimeError(f"{broken[0]} is no longer finite at step {engine.step_count}; nothing is saved of it")
     state = {
         "step": engine.step_count,
         "samples_seen": engine.step_count * run.optim.global_batch,
@@ -149,7 +152,7 @@ def _save(run: RunConfig, engine: Engine, reader: ShardReader, env: dict[str, An
     path = checkpoint.save(
         run.dir / "checkpoints",
         state=state,
-        model=engine.weights(),
+        model=weights,
         ema=engine.ema_weights(),
         moments=engine.moments(),
         keep=run.checkpoint.keep,
@@ -187,8 +190,10 @@ def _progress(engine: Engine, reader: ShardReader, bad: set[str]) -> dict[str, f
     return {"lr": engine.rate, "samples_seen": seen, "epoch": seen / len(reader), "data/bad_samples": len(bad)}
 
 
-def _say_what_runs(run: RunConfig, env: dict[str, Any], start: int) -> None:
-    log.info("%s (%s): steps %d to %d, batch %s", run.name, run.task, start, run.optim.steps, env["batch"])
+def _say_what_runs(run: RunConfig, env: dict[str, Any], resumed: checkpoint.Checkpoint | None) -> None:
+    if resumed:
+        log.info("resuming %s from %s, %d samples seen", run.name, resumed.path, resumed.state["samples_seen"])
+    log.info("%s (%s): to step %d, batch %s", run.name, run.task, run.optim.steps, env["batch"])
     for part, count in env["parameters"].items():
         log.info("%s: %s parameters", part, f"{count:,}")
     for part, what in env["priors"].items():

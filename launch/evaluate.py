@@ -29,11 +29,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def score(args: argparse.Namespace) -> int:
     """Restore each picture once and print a table of all protocols."""
-    import torch
-
     from dist_train import ranks
     from dist_train.checkpoint import find
     from dist_train.data.reader import ShardReader
+    from dist_train.engine import join_ranks, stop_ranks
     from dist_train.evaluate import as_records, evaluate, means
     from dist_train.export import load_student, student_of
     from dist_train.metrics import PROTOCOLS
@@ -41,7 +40,6 @@ def score(args: argparse.Namespace) -> int:
     unknown = [name for name in args.protocol if name not in PROTOCOLS]
     if unknown:
         raise ValueError(f"--protocol {' '.join(unknown)}: there are {', '.join(PROTOCOLS)}")
-    device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
     if args.weights.is_dir():
         checkpoint = find(args.weights)
         if checkpoint is None:
@@ -49,9 +47,13 @@ def score(args: argparse.Namespace) -> int:
         net = student_of(checkpoint)
     else:
         net, _ = load_student(args.weights)
-    net = net.to(device).eval()
     reader = ShardReader(args.shards)
-    rows = evaluate(lambda batch: {"student_out": net(batch.lq)}, reader, protocols=args.protocol, device=device)
+    device = join_ranks(args.device)
+    net.to(device)
+    try:
+        rows = evaluate(lambda batch: {"student_out": net(batch.lq)}, reader, protocols=args.protocol, device=device)
+    finally:
+        stop_ranks()
     table = means(rows)
     if ranks.is_main():
         print(f"{args.weights} on {args.shards}, {len(reader)} pictures")

@@ -11,8 +11,7 @@ from tqdm import tqdm
 
 from shards.codec import decode_rgb
 from shards.index import Member, content_line, load_index, read_tar, row, size_problem
-from shards.schema import Manifest, Shard, ShardError
-from shards.write import file_sha256
+from shards.schema import Manifest, Shard, ShardError, sha256_of
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ def check(folder: str | Path, *, deep: bool = True) -> Report:
 def _shard_problems(folder: Path, shard: Shard, rows: np.ndarray, content: "hashlib._Hash") -> Iterator[str]:
     """Problems of one shard; its samples are added to the hash `content`."""
     path = folder / shard.url
-    if file_sha256(path) != shard.sha256:
+    if sha256_of(path) != shard.sha256:
         yield f"{path}: changed since it was written (sha256 differs): copy it again, or write the set again"
     found = []
     try:

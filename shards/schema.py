@@ -5,6 +5,7 @@ DIR/index.npy       one row per sample: where its bytes lie, their crc32, height
 DIR/000000.tar      WebDataset: KEY.gt.EXT, KEY.json, KEY.lq.EXT, one sample after the other
 """
 
+import hashlib
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -35,6 +36,12 @@ class ShardError(Exception):
         where = ", ".join(part for part in (str(url), member or key) if part)
         super().__init__(f"{where}: {message}" if where else message)
         self.url, self.key, self.member = str(url), key, member
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def key_problem(key: str) -> str | None:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from shards.codec import inspect_colour
 from shards.index import build_index, content_line, open_index
 from shards.layouts import Pair
-from shards.schema import INDEX, MANIFEST, Manifest, Rejected, Shard, ShardError, key_problem
+from shards.schema import INDEX, MANIFEST, Manifest, Rejected, Shard, ShardError, key_problem, sha256_of
 
 logger = logging.getLogger(__name__)
 
@@ -171,10 +171,10 @@ def _finish(
         split=split,
         num_samples=len(rows),
         shardlist=tuple(
-            Shard(url=tar.name, nsamples=int(count), filesize=tar.stat().st_size, sha256=file_sha256(tar))
+            Shard(url=tar.name, nsamples=int(count), filesize=tar.stat().st_size, sha256=sha256_of(tar))
             for tar, count in zip(tars, counts, strict=True)
         ),
-        index_sha256=file_sha256(folder / INDEX),
+        index_sha256=sha256_of(folder / INDEX),
         content_sha256=content_sha256,
         src=src,
         arguments=arguments,
@@ -233,12 +233,6 @@ def _alive(pid: int) -> bool:
     except PermissionError:  # alive, and somebody else's
         return True
     return True
-
-
-def file_sha256(path: Path) -> str:
-    """Sha256 of a file, as hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(folder: Path) -> None:

@@ -29,10 +29,6 @@ class Batch:
         num = len(lq)
         return cls(lq, gt, keys or ("",) * num, torch.full((num,), -1), torch.zeros(num, 4, dtype=torch.int64))
 
-    def grey(self) -> "Batch":
-        """The same samples with mid-grey pictures, for a pass that must happen but not count."""
-        return replace(self, lq=torch.full_like(self.lq, 0.5), gt=torch.full_like(self.gt, 0.5))
-
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch with its pictures on `device`."""
         return replace(self, lq=self.lq.to(device), gt=self.gt.to(device))

@@ -13,6 +13,7 @@ import numpy as np
 _ORDER = 0  # Streams share keys (an epoch and a position may be equal) and are told apart by Philox's counter.
 CROP = 1
 STAND_IN = 2
+NETS = 3  # what a net draws in a pass, by step and rank
 
 
 def sample_at(position: int, *, seed: int, num_samples: int) -> int:

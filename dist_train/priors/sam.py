@@ -11,7 +11,8 @@ from torch import Tensor
 
 from dist_train.config import SamConfig
 from dist_train.priors.masks import MaskSet, from_masks, to_uint8
-from dist_train.priors.weights import SAM_CHECKPOINTS, cached, check_state, fetch, load_state, sha256_of
+from dist_train.priors.weights import SAM_CHECKPOINTS, cached, check_state, fetch, load_state
+from shards.schema import sha256_of
 
 
 class SamPrior:

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dist_train.config import VggConfig
-from dist_train.priors.weights import VGG19, check_state, fetch, load_state, sha256_of
+from dist_train.priors.weights import VGG19, check_state, fetch, load_state
+from shards.schema import sha256_of
 
 logger = logging.getLogger(__name__)
 

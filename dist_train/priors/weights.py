@@ -1,7 +1,6 @@
 """Files of frozen weights: where they come from, whether they are whole, what they are."""
 
 import fcntl
-import hashlib
 import logging
 import os
 import pickle
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dist_train.ranks import is_main
+from shards.schema import sha256_of
 
 logger = logging.getLogger(__name__)
 
@@ -52,12 +52,6 @@ VGG19 = Source(
 def cache_dir() -> Path:
     """Folder of downloaded weights: $XDG_CACHE_HOME/restill, or ~/.cache/restill."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "restill"
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def cached(source: Source) -> Path | None:

@@ -1,5 +1,6 @@
 """What is trained: nets and losses as one module, `forward(batch, priors) -> losses`."""
 
+import torch
 from torch import nn
 
 from dist_train.config import RunConfig
@@ -9,14 +10,25 @@ from dist_train.tasks.plain import PlainTask
 
 
 def build_task(run: RunConfig) -> nn.Module:
-    """The task with new nets. The student is built first, so that every task starts it from the same weights."""
+    """The task with new nets. The student is built first, so that every task starts it from the same weights.
+
+    Raises:
+        ValueError: the crops are too small for the teacher's fusion units.
+    """
     student = build_net(run.student)
     if run.task == "plain":
         return PlainTask(student, run.loss)
-    return DistillTask(student, build_teacher(run), run.loss)
+    teacher = build_teacher(run)
+    if run.data.crop_px < 2 * teacher.multiple:
+        raise ValueError(
+            f"data.crop_px={run.data.crop_px} leaves one pixel at the teacher's deepest stage (stride "
+            f"{teacher.multiple}), which cannot be normalised; set data.crop_px to {2 * teacher.multiple} or more"
+        )
+    return DistillTask(student, teacher, run.loss)
 
 
 def count_parameters(run: RunConfig) -> dict[str, int]:
     """Trained parameters of each part of the run's task."""
-    parts = build_task(run).named_children()
+    with torch.device("meta"):
+        parts = list(build_task(run).named_children())
     return {name: sum(parameter.numel() for parameter in part.parameters()) for name, part in parts}

@@ -46,7 +46,7 @@ class DistillTask(nn.Module):
             total: what to call backward on; masks_per_picture and mask_coverage, for the log; with `measure`,
             gradient/student_rec, gradient/spd, gradient/sgr: norms of the *weighted* terms' gradients.
         """
-        student_out, teacher_out, masks = self._cascade(batch.lq, priors, batch)
+        student_out, teacher_out, masks = self._cascade(batch, priors)
         # Losses in float32 whatever the nets ran in: differences of two restored pictures are small.
         with torch.autocast(student_out.device.type, enabled=False):
             student_out, teacher_out = student_out.float(), teacher_out.float()
@@ -62,7 +62,7 @@ class DistillTask(nn.Module):
             total = student_total(terms, self.loss) + terms["teacher_rec"]
             if measure:
                 terms |= self._gradient_norms(terms, student_out)
-        log = {"masks_per_picture": masks.valid.sum(1).float().mean(), "mask_coverage": masks.coverage().mean()}
+        log = {"masks_per_picture": masks.counts().float().mean(), "mask_coverage": masks.coverage().mean()}
         return {**terms, **log, "total": total}
 
     def restore(self, batch: Batch, priors: Priors, *, teacher: bool = True) -> dict[str, Tensor]:
@@ -70,12 +70,12 @@ class DistillTask(nn.Module):
         and `idmap` (B,H,W) int64, what the teacher saw."""
         if not teacher:
             return {"student_out": self.student(batch.lq).float()}
-        student_out, teacher_out, masks = self._cascade(batch.lq, priors, batch)
+        student_out, teacher_out, masks = self._cascade(batch, priors)
         return {"student_out": student_out.float(), "teacher_out": teacher_out.float(), "idmap": masks.idmap()}
 
-    def _cascade(self, lq: Tensor, priors: Priors, batch: Batch) -> tuple[Tensor, Tensor, MaskSet]:
+    def _cascade(self, batch: Batch, priors: Priors) -> tuple[Tensor, Tensor, MaskSet]:
         assert priors.masks is not None
-        student_out = self.student(lq)  # Eq. 1
+        student_out = self.student(batch.lq)  # Eq. 1
         masks = priors.masks(student_out.detach().float(), batch)  # Eq. 2: what SAM sees is the restored picture
         image = student_out.detach() if self.loss.detach_cascade else student_out
         return student_out, self.teacher(image, masks), masks  # Eq. 3

@@ -51,7 +51,7 @@ def tiny_priors(run: RunConfig) -> Priors:
 
 
 def tiny_batches(plan: BatchPlan, *, rank: int, world: int, start_step: int = 0, px: int = 16) -> Iterator[Batch]:
-    """Blocky pictures with noise; sample p is a pure function of p."""
+    """Blocky pictures with noise, every third of one colour; sample p is a pure function of p."""
     step = start_step
     while True:
         for micro in range(plan.grad_accum):
@@ -68,6 +68,7 @@ def tiny_batches(plan: BatchPlan, *, rank: int, world: int, start_step: int = 0,
 
 def _pair(position: int, px: int) -> tuple[torch.Tensor, torch.Tensor]:
     rng = np.random.default_rng(position)
-    blocks = rng.random((3, 4, 4)).repeat(px // 4, 1).repeat(px // 4, 2)
+    blocks = rng.random((3, 1, 1) if position % 3 == 2 else (3, 4, 4)) * np.ones((3, 4, 4))
+    blocks = blocks.repeat(px // 4, 1).repeat(px // 4, 2)
     noisy = blocks + 0.1 * rng.standard_normal(blocks.shape)
     return torch.from_numpy(noisy).float(), torch.from_numpy(blocks).float()

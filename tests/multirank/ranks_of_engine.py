@@ -7,7 +7,7 @@ import torch
 
 from dist_train import ranks
 from dist_train.config import plan_batch
-from dist_train.engine import Engine, start_ranks
+from dist_train.engine import Engine, learning_rate, start_ranks
 from tests.helpers.tasks import tiny_batches, tiny_priors, tiny_run, tiny_task
 
 STEPS = 4
@@ -43,7 +43,10 @@ def losses_of_stages(stages: list[int], sections: dict[str, Any]) -> dict[int, A
     result = {}
     for stage in stages:
         engine = _engine(stage, **sections)
-        result[stage] = (_steps(engine, STEPS), engine.weights(), engine.ema_weights())
+        lines = _steps(engine, STEPS)
+        result[stage] = SimpleNamespace(
+            lines=lines, weights=engine.weights(), ema=engine.ema_weights(), moments=engine.moments()
+        )
         engine.close()
     return result
 
@@ -69,21 +72,78 @@ def train_and_snapshot(stage: int, sections: dict[str, Any]) -> Any:
     return snapshot, after
 
 
-def nan_on_one_rank(stage: int) -> Any:
-    """One rank's picture is NaN in the second step: who moved?"""
-    engine = _engine(stage)
-    _steps(engine, 1)
-    before = engine.weights()
-    batches = tiny_batches(engine.plan, rank=ranks.rank(), world=ranks.world_size(), start_step=1)
+def nan_on_one_rank(stages: list[int], sections: dict[str, Any]) -> dict[int, Any]:
+    """The last micro-batch of the second step is NaN on rank 1: snapshots around it, and the losses of a third step."""
+    result = {}
+    for stage in stages:
+        engine = _engine(stage, **sections)
+        _steps(engine, 1)
+        before = _snapshot(engine)
+        batches = tiny_batches(engine.plan, rank=ranks.rank(), world=ranks.world_size(), start_step=1)
+        engine.step(_poisoned(batches, after=engine.plan.grad_accum - 1), tiny_priors(engine.run))
+        nothing = engine.drain()
+        result[stage] = (before, _snapshot(engine), nothing, _steps(engine, 1))
+        engine.close()
+    return result
 
-    def poisoned() -> Any:
-        batch = next(batches)
-        if ranks.rank() == 1:
+
+def nan_for_ever() -> str:
+    """All further samples of rank 1 are NaN: what does every rank say in the end?"""
+    engine = _engine(2)
+    batches = _poisoned(tiny_batches(engine.plan, rank=ranks.rank(), world=ranks.world_size()), after=0)
+    try:
+        for _ in range(10):
+            engine.step(batches, tiny_priors(engine.run))
+    except RuntimeError as error:
+        return f"{engine.step_count} {error}"
+    return "went on"
+
+
+def _poisoned(batches: Any, *, after: int) -> Any:
+    for number, batch in enumerate(batches):
+        if ranks.rank() == 1 and number >= after:
             batch.gt.fill_(torch.nan)
         yield batch
 
-    engine.step(poisoned(), tiny_priors(engine.run))
-    after = engine.weights()
-    lines = _steps(engine, 1)
-    engine.close()
-    return before, after, lines
+
+def fp16_overflow(stages: list[int]) -> dict[int, Any]:
+    """fp16 on the CPU, which only tests may do: a scale that overflows, until it has fallen far enough."""
+    result = {}
+    for stage in stages:
+        run = tiny_run(engine={"zero_stage": stage})
+        device = start_ranks(run)
+        half = tiny_run(engine={"zero_stage": stage, "precision": "fp16"}, optim={"clip_norm": 0.01})
+        engine = Engine(half, tiny_task(half), plan_batch(half.optim, ranks.world_size()), device)
+        before = engine.moments()  # of an optimizer that has not stepped
+        engine._scaler._init_scale = 2.0**40
+        scales, moved = [], []
+        weights = engine.weights()
+        batches = tiny_batches(engine.plan, rank=ranks.rank(), world=ranks.world_size())
+        for _ in range(40):
+            engine.step(batches, tiny_priors(half))
+            scales.append(engine._scaler.get_scale())
+            now = engine.weights()
+            moved.append(any(not torch.equal(weights[name], now[name]) for name in now))
+            weights = now
+        result[stage] = (before["step"], scales, moved, engine.moments())
+        engine.close()
+    return result
+
+
+def plain_loop() -> Any:
+    """The same run without DeepSpeed: torch's Adam on whole batches, its learning rate from the schedule."""
+    run = tiny_run()
+    task = tiny_task(run)
+    optimizer = torch.optim.Adam(task.parameters(), betas=run.optim.betas)
+    batches, priors = tiny_batches(plan_batch(run.optim, 1), rank=0, world=1), tiny_priors(run)
+    losses = []
+    for step in range(STEPS):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(run.optim, step)
+        terms = task(next(batches), priors)
+        optimizer.zero_grad()
+        terms["total"].backward()
+        optimizer.step()
+        losses.append({name: float(value) for name, value in terms.items()})
+    moments = {name: optimizer.state[parameter]["exp_avg"] for name, parameter in task.named_parameters()}
+    return SimpleNamespace(lines=losses, weights=task.state_dict(), moments={"exp_avg": moments})

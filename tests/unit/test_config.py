@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_train.config import OptimConfig, dump_run, load_run, parse_run, plan_batch
+from dist_train.config import OptimConfig, changed_method, dump_run, load_run, parse_run, plan_batch
 
 pytestmark = pytest.mark.unit
 
@@ -68,6 +68,16 @@ def test_batch_plan_divides_or_says_what_would() -> None:
         plan_batch(OptimConfig(global_batch=8), 3)
     with pytest.raises(ValueError, match=r"batch_per_rank=4 does not divide the 2 samples.*\[1, 2\]"):
         plan_batch(OptimConfig(global_batch=8, batch_per_rank=4), 4)
+
+
+def test_another_method_or_stream_is_told_apart_from_another_path(config: Path) -> None:
+    before = load_run(config)
+    for override in ("optim.steps=9", "optim.lr=1", "features.weights=elsewhere.pth", "engine.zero_stage=3"):
+        assert changed_method(before, load_run(config, [override])) == []
+    now = load_run(config, ["loss.spd.weight=1", "data.crop_px=64", "prior={name: sam}"])
+    changes = changed_method(before, now)
+    assert {"loss.spd.weight=0.005 is now 1.0", "data.crop_px=128 is now 64"} <= set(changes)
+    assert "prior.name=regions is now sam" in changes
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)

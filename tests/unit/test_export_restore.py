@@ -43,7 +43,7 @@ def trained(tmp_path) -> Path:
             "samples_seen": 56,
             "data": "f00d",
             "config": config.model_dump(mode="json"),
-            "env": {"commit": "c0ffee"},
+            "env": {"commit": "c0ffee", "data": {"train": "f00d", "val": None}},
         },
         model={f"student.{k}": v for k, v in weights.items()} | {"teacher.net.intro.bias": torch.zeros(4)},
         ema={k: 0.5 * v for k, v in weights.items()},
@@ -71,7 +71,12 @@ def test_export_carries_the_student_alone_and_says_what_it_is(trained, tmp_path,
     assert all(torch.equal(net.state_dict()[key], saved[key]) for key in saved)
     assert not net.training and not any(parameter.requires_grad for parameter in net.parameters())
     assert card["net"] == {**NET, "tlc_train_px": 0}
-    assert (card["step"], card["samples_seen"], card["data"], card["commit"]) == (7, 56, "f00d", "c0ffee")
+    assert (card["step"], card["samples_seen"], card["data"], card["commit"]) == (
+        7,
+        56,
+        {"train": "f00d", "val": None},
+        "c0ffee",
+    )
     assert card["ema"] and card["scores"] == {"val/rgb/psnr/student": 31.5}
     assert [path.name for path in sorted(tmp_path.glob("*student*"))] == ["student.json", "student.safetensors"]
 

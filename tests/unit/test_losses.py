@@ -46,9 +46,10 @@ def naive_sgr(student: torch.Tensor, teacher: torch.Tensor, masks: MaskSet, conf
 
         count = int(masks.valid[b].sum())
         pairs = [(i, j) for i in range(count) for j in range(count) if i != j]
+        per_picture.append(torch.zeros((), dtype=torch.float64))
         if pairs:
             gaps = [(relation(student, i, j) - relation(teacher, i, j)).square() for i, j in pairs]  # Eq. 7
-            per_picture.append(torch.stack(gaps).mean())
+            per_picture[-1] = torch.stack(gaps).mean()
     return torch.stack(per_picture).mean().item()
 
 

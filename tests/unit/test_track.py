@@ -25,7 +25,7 @@ def record(run: RunConfig, steps: range, resume_step: int = 0) -> None:
     with Tracker(run, resume_step=resume_step, extra={"commit": "abc"}) as tracker:
         for step in steps:
             tracker.log(step, {"loss/total": 1.0 / step})
-            tracker.pictures(step, {"panel": np.full((12, 12, 3), (255, 0, 0), np.uint8)})
+            tracker.pictures(step, lambda: {"panel": np.full((12, 12, 3), (255, 0, 0), np.uint8)})
 
 
 def test_resumed_record_has_each_step_once(tmp_path):
@@ -66,7 +66,7 @@ def test_other_ranks_write_nothing(tmp_path, monkeypatch):
     run = make_run(tmp_path)
     with Tracker(run) as tracker:
         tracker.log(1, {"loss/total": 1.0})
-        tracker.pictures(1, {"panel": np.zeros((4, 4, 3), np.uint8)})
+        tracker.pictures(1, lambda: {"panel": np.zeros((4, 4, 3), np.uint8)})
         tracker.progress(1, {"loss/total": 1.0})
     assert not run.dir.exists()
 
