@@ -1,5 +1,7 @@
 """What a run is: sections, and how a value is decided. No torch here, so a configuration is checked in 0.2 s.
 
+A long file, so that every setting, its default and the reason for it stand in one place.
+
 A value comes from, each overruling the one before: the defaults below, the YAML file, `key.sub=value` on the command
 line. There are no environment variables but those that say *where* a run happens (rank, master address).
 

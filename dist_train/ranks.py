@@ -1,4 +1,4 @@
-"""Who am I among the ranks, and what do we agree on. Every function works in an unlaunched process (world size 1).
+"""Joining the ranks, telling them apart, agreeing. Every function works in an unlaunched process (world size 1).
 
 A decision that changes control flow (stop, skip, resume from here) goes through `agree` or `broadcast_object`, so no
 rank acts alone; what one rank does for all (files) goes through `on_main`. Tensors travel on the rank's own device, as
@@ -7,12 +7,16 @@ NCCL demands; gloo takes the CPU.
 
 import logging
 import os
+import socket
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from dist_train.config import RunConfig
 
 T = TypeVar("T")
 
@@ -123,3 +127,78 @@ def gather_objects(value: T) -> list[T]:
     box: list = [None] * world_size()
     dist.all_gather_object(box, value)
     return box
+
+
+def start_ranks(run: RunConfig) -> torch.device:
+    """`join_ranks` for a run, after checking that the launcher does not contradict it.
+
+    Raises:
+        ValueError: it does, or the run wants what this machine lacks.
+    """
+    _check_launcher(run)
+    device = join_ranks(run.engine.device, timeout_s=run.engine.hang_timeout_s)
+    if run.engine.precision == "fp16" and device.type == "cpu":
+        raise ValueError("engine.precision=fp16 needs a GPU; on the CPU use bf16 or fp32")
+    return device
+
+
+def join_ranks(wanted: str, *, timeout_s: float = 1800) -> torch.device:
+    """Join the process group (of one, if unlaunched) and pick this rank's device.
+
+    Args:
+        wanted: `auto` (CUDA if there is any), `cpu` or `cuda`.
+        timeout_s: how long a collective may wait for the other ranks.
+
+    Raises:
+        ValueError: CUDA is wanted and absent, or there are more ranks than GPUs.
+    """
+    num_gpus = torch.cuda.device_count() if wanted != "cpu" else 0
+    if wanted == "cuda" and not num_gpus:
+        raise ValueError("the device wanted is cuda, but torch sees no GPU; python -m launch.doctor tells why")
+    if num_gpus and local_rank() >= num_gpus:
+        raise ValueError(
+            f"this is local rank {local_rank()} of a machine with {num_gpus} GPUs; start at most {num_gpus} "
+            "processes a machine (num_processes in the accelerate file)"
+        )
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if num_gpus else "cpu")
+    if num_gpus:
+        torch.cuda.set_device(local_rank())
+    elif "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    if not dist.is_initialized():
+        if "RANK" not in os.environ:  # unlaunched: DeepSpeed still wants a group and the variables of a launcher
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                port = str(probe.getsockname()[1])
+            os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        dist.init_process_group("nccl" if num_gpus else "gloo", timeout=timedelta(seconds=timeout_s))
+    return torch.device("cuda", local_rank()) if num_gpus else torch.device("cpu")
+
+
+def _check_launcher(run: RunConfig) -> None:
+    """accelerate hands its DeepSpeed settings down in variables; where they contradict the run, neither may win."""
+    said = {
+        "zero_stage": ("ACCELERATE_DEEPSPEED_ZERO_STAGE", "engine.zero_stage", str(run.engine.zero_stage)),
+        "mixed_precision": (
+            "ACCELERATE_MIXED_PRECISION",
+            "engine.precision",
+            run.engine.precision.replace("fp32", "no"),
+        ),
+        "gradient_clipping": ("ACCELERATE_GRADIENT_CLIPPING", "optim.clip_norm", str(run.optim.clip_norm)),
+        "deepspeed_config_file": ("ACCELERATE_DEEPSPEED_CONFIG_FILE", "the run's own settings", "none"),
+    }
+    for setting, (variable, key, wanted) in said.items():
+        launched = os.environ.get(variable, "none")
+        # accelerate always says mixed_precision, and "no" where nobody asked
+        if launched not in (wanted, "none", "no"):
+            raise ValueError(
+                f"the launcher says {setting}={launched} and the run {key}={wanted}; leave {setting} out of the "
+                "accelerate file and command, since the run decides"
+            )
+
+
+def stop_ranks() -> None:
+    """Leave the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

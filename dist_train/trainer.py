@@ -14,12 +14,13 @@ from dist_train.config import RunConfig, changed_method, parse_run, plan_batch
 from dist_train.data.batch import Batch
 from dist_train.data.loader import training_batches
 from dist_train.data.reader import ShardReader
-from dist_train.engine import Engine, start_ranks, stop_ranks
+from dist_train.engine import Engine
 from dist_train.evaluate import draw_panels, evaluate, means
+from dist_train.meters import Stopwatch, named_losses
 from dist_train.priors import build_priors
 from dist_train.record import environment, write_record
 from dist_train.tasks import build_task, count_parameters
-from dist_train.track import Stopwatch, Tracker, named_losses
+from dist_train.track import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -35,12 +36,12 @@ def train(run: RunConfig) -> Path:
         RuntimeError: the losses are no longer finite.
         OSError: a checkpoint could not be written.
     """
-    device = start_ranks(run)
+    device = ranks.start_ranks(run)
     try:
         return _train(run, device)
     finally:
         faulthandler.cancel_dump_traceback_later()
-        stop_ranks()
+        ranks.stop_ranks()
 
 
 def _train(run: RunConfig, device: torch.device) -> Path:
@@ -89,7 +90,9 @@ def _train(run: RunConfig, device: torch.device) -> Path:
 
             if last or _due(step, run.track.every):
                 losses = engine.drain()  # all ranks; what follows is written by the main one
-                tracker.log(step, named_losses(losses, run.loss) | watch.lap() | _progress(engine, reader, bad_samples))
+                seen = step * plan.global_batch
+                progress = {"lr": engine.rate, "samples_seen": seen, "epoch": seen / len(reader)}
+                tracker.log(step, named_losses(losses, run.loss) | watch.lap() | progress)
                 tracker.progress(step, {name: losses[name] for name in losses if name in ("student_rec", "total")})
             faulthandler.cancel_dump_traceback_later()  # what follows may take its time
             if val and (last or _due(step, run.eval.every)):
@@ -183,11 +186,6 @@ def _stop_if_too_many(bad: set[str], run: RunConfig) -> None:
             + "\n  ".join(everyone[:10])
             + f"\nRun `python -m shards check {run.data.train}`, or raise data.max_bad_samples to go on without them"
         )
-
-
-def _progress(engine: Engine, reader: ShardReader, bad: set[str]) -> dict[str, float]:
-    seen = engine.step_count * engine.plan.global_batch
-    return {"lr": engine.rate, "samples_seen": seen, "epoch": seen / len(reader), "data/bad_samples": len(bad)}
 
 
 def _say_what_runs(run: RunConfig, env: dict[str, Any], resumed: checkpoint.Checkpoint | None) -> None:

@@ -32,7 +32,6 @@ def score(args: argparse.Namespace) -> int:
     from dist_train import ranks
     from dist_train.checkpoint import find
     from dist_train.data.reader import ShardReader
-    from dist_train.engine import join_ranks, stop_ranks
     from dist_train.evaluate import as_records, evaluate, means
     from dist_train.export import load_student, student_of
     from dist_train.metrics import PROTOCOLS
@@ -48,12 +47,12 @@ def score(args: argparse.Namespace) -> int:
     else:
         net, _ = load_student(args.weights)
     reader = ShardReader(args.shards)
-    device = join_ranks(args.device)
+    device = ranks.join_ranks(args.device)
     net.to(device)
     try:
         rows = evaluate(lambda batch: {"student_out": net(batch.lq)}, reader, protocols=args.protocol, device=device)
     finally:
-        stop_ranks()
+        ranks.stop_ranks()
     table = means(rows)
     if ranks.is_main():
         print(f"{args.weights} on {args.shards}, {len(reader)} pictures")

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from dist_train.metrics import to_u8
+
 
 @dataclass(frozen=True, eq=False)
 class MaskSet:
@@ -129,5 +131,4 @@ def to_uint8(images: Tensor) -> NDArray[np.uint8]:
     Returns:
         (B,H,W,3) uint8 RGB, rounded to nearest.
     """
-    levels = (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
-    return levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return np.stack([to_u8(image) for image in images.detach().float().cpu()])

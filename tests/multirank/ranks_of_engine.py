@@ -7,7 +7,8 @@ import torch
 
 from dist_train import ranks
 from dist_train.config import plan_batch
-from dist_train.engine import Engine, learning_rate, start_ranks
+from dist_train.engine import Engine, learning_rate
+from dist_train.ranks import start_ranks
 from tests.helpers.tasks import tiny_batches, tiny_priors, tiny_run, tiny_task
 
 STEPS = 4

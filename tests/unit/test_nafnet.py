@@ -30,9 +30,9 @@ def test_equals_the_official_network(name: str) -> None:
     assert (out - fixture["outputs"]["y"]).abs().max().item() <= fixture["atol"]
 
 
-@pytest.mark.parametrize("name", ["full_nafnet_gopro_w32", "full_nafnet_sidd_w32"])
+@pytest.mark.parametrize("name", ["gopro_w32", "gopro_w64", "sidd_w32", "sidd_w64"])
 def test_published_configuration_has_the_official_keys(name: str) -> None:
-    facts = json.loads(shared("parity", f"{name}.json").read_text())
+    facts = json.loads(shared("parity", f"full_nafnet_{name}.json").read_text())
     ctor = facts["ctor"]
     with torch.device("meta"):
         net = build_net(

@@ -1,0 +1,74 @@
+"""What is measured as a run goes on, under the names it is logged by."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from dist_train.config import LossConfig
+
+
+def named_losses(losses: Mapping[str, float], loss: LossConfig) -> dict[str, float]:
+    """Names as they are logged.
+
+    Args:
+        losses: means of what a task's forward gives.
+        loss: the weights.
+
+    Returns:
+        `loss/<term>`, unweighted; `weight/<term>`; `gradient/<term>`, the norm of the weighted term's gradient at the
+        student's output, and `gradient_ratio/<term>`, its ratio to the reconstruction's, which tells a dead term (1e-5)
+        and an exploding one (100); `prior/<what>`.
+    """
+    named: dict[str, float] = {}
+    for name, value in losses.items():
+        term = name.removeprefix("gradient/")
+        if name.startswith("mask"):
+            named[f"prior/{name}"] = value
+        elif term == name:
+            named[f"loss/{name}"] = value
+        else:
+            named[name] = value
+            if term != "student_rec":
+                named[f"gradient_ratio/{term}"] = value / max(losses["gradient/student_rec"], 1e-30)
+    weights = {"spd": loss.spd.weight, "sgr": loss.sgr.weight}
+    return named | {f"weight/{term}": weight for term, weight in weights.items() if term in losses}
+
+
+class Stopwatch:
+    """Samples per second, and the share of the time spent waiting for data, since the last lap."""
+
+    def __init__(self, global_batch: int) -> None:
+        self._global_batch = global_batch
+        self._begin()
+
+    def _begin(self) -> None:
+        self._begun, self._steps, self._data_s = time.perf_counter(), 0, 0.0
+        self._stepped = self._begun
+
+    def step(self) -> None:
+        """One more optimizer step is done."""
+        self._steps += 1
+        self._stepped = time.perf_counter()
+
+    def leave_out_since_step(self) -> None:
+        """What happened since the last step (logging, validation, saving) shall not count."""
+        self._begun += time.perf_counter() - max(self._stepped, self._begun)
+
+    @contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        """Counts the time inside as waiting."""
+        begun = time.perf_counter()
+        yield
+        self._data_s += time.perf_counter() - begun
+
+    def lap(self) -> dict[str, float]:
+        """`time/samples_per_s`, `time/step_s` and `time/data_share` since the last lap; empty if there was no step."""
+        elapsed, steps, data_s = time.perf_counter() - self._begun, self._steps, self._data_s
+        self._begin()
+        if not steps:
+            return {}
+        return {
+            "time/samples_per_s": steps * self._global_batch / elapsed,
+            "time/step_s": elapsed / steps,
+            "time/data_share": data_s / elapsed,
+        }
