@@ -1,10 +1,17 @@
 """What is measured as a run goes on, under the names it is logged by."""
 
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from dist_train import ranks
 from dist_train.config import LossConfig
+
+log = logging.getLogger(__name__)
+
+DEAD, EXPLODING = 1e-3, 10.0
+"""Ratios of a term's gradient to the reconstruction's, at the student's output, that deserve a word."""
 
 
 def named_losses(losses: Mapping[str, float], loss: LossConfig) -> dict[str, float]:
@@ -16,8 +23,8 @@ def named_losses(losses: Mapping[str, float], loss: LossConfig) -> dict[str, flo
 
     Returns:
         `loss/<term>`, unweighted; `weight/<term>`; `gradient/<term>`, the norm of the weighted term's gradient at the
-        student's output, and `gradient_ratio/<term>`, its ratio to the reconstruction's, which tells a dead term (1e-5)
-        and an exploding one (100); `prior/<what>`.
+        student's output, and `gradient_ratio/<term>`, its ratio to the reconstruction's; `prior/<what>`. A ratio that
+        tells of a dead or an exploding term is a warning in the log.
     """
     named: dict[str, float] = {}
     for name, value in losses.items():
@@ -29,7 +36,12 @@ def named_losses(losses: Mapping[str, float], loss: LossConfig) -> dict[str, flo
         else:
             named[name] = value
             if term != "student_rec":
-                named[f"gradient_ratio/{term}"] = value / max(losses["gradient/student_rec"], 1e-30)
+                ratio = named[f"gradient_ratio/{term}"] = value / max(losses["gradient/student_rec"], 1e-30)
+                if not DEAD < ratio < EXPLODING and ranks.is_main():
+                    log.warning(
+                        "loss.%s.weight: the term's gradient is %.2g of the reconstruction's, so it %s", term, ratio,
+                        "does next to nothing" if ratio <= DEAD else "drowns the others",
+                    )  # fmt: skip
     weights = {"spd": loss.spd.weight, "sgr": loss.sgr.weight}
     return named | {f"weight/{term}": weight for term, weight in weights.items() if term in losses}
 
