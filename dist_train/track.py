@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 LINE_EVERY_S = 10.0
 """Seconds between progress lines where there is no terminal to draw a bar on."""
+WANDB_WAIT_S = 60.0
+"""Longest that wandb may hold up the run while it opens it, and while it uploads the rest at the end."""
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:
@@ -173,9 +175,14 @@ class Tracker:
                 resume="allow",
                 mode=run.track.wandb,
                 dir=run.dir,
-                config={**run.model_dump(mode="json"), **extra},
-                settings=wandb.Settings(init_timeout=60),
+                config={**run.model_dump(mode="json"), "env": dict(extra)},
+                # Without an end it would retry a server that is down for hours, on every GPU of the job.
+                settings=wandb.Settings(
+                    init_timeout=WANDB_WAIT_S, finish_timeout=WANDB_WAIT_S, finish_timeout_raises=True
+                ),
             )
+            if run.track.wandb == "online":  # of what it has, the server knows better: a killed run had not sent all
+                self._told_wandb = self._wandb.starting_step - 1
             self._wandb.define_metric("*", step_metric="train/step")
 
     def _tell_wandb(self, step: int, values: Mapping[str, Any]) -> None:

@@ -92,7 +92,7 @@ def test_resumed_wandb_run_is_the_same_and_repeats_no_step(tmp_path, monkeypatch
     assert all(row["pictures/panel._type"] == "image-file" for row in history)
     assert len({item["run_id"] for item in wandb_records(run.dir, "run")}) == 1
     config = wandb_records(run.dir, "run")[0]["config"]["update"]
-    assert config["commit"] == "abc" and config["optim"]["steps"] == 6
+    assert config["env"]["commit"] == "abc" and config["optim"]["steps"] == 6
 
 
 def test_a_run_from_the_start_is_a_new_wandb_run(tmp_path, monkeypatch):
