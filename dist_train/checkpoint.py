@@ -19,6 +19,7 @@ position.
 import json
 import logging
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,10 +82,10 @@ def save(
     def write() -> None:
         try:
             _write(target, state, model, ema, moments)
-            _prune(target, keep)
         except OSError as error:
             shutil.rmtree(_temporary(target), ignore_errors=True)  # it may be what fills the disk
             raise OSError(f"checkpoint {target} was not written: {error}; mend it, then start again") from error
+        _prune(target, keep)
 
     ranks.on_main(write)
     return target
@@ -102,7 +103,7 @@ def find(path: Path) -> Path | None:
     Raises:
         ValueError: there are some and none verifies, or `path` is a checkpoint and it does not.
     """
-    if path.name.startswith("step-"):
+    if re.fullmatch(r"step-\d{8}", path.name) and path.parent.name == "checkpoints":
         if problem := verify(path):
             raise ValueError(f"checkpoint {path} is damaged: {problem}; choose another")
         return path

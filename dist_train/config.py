@@ -29,10 +29,12 @@ def _off_is_false(value: Any) -> Any:
 
 Count = Annotated[int, Strict(), Field(ge=1)]
 CountOrZero = Annotated[int, Strict(), Field(ge=0)]
-Real = Annotated[float, BeforeValidator(_not_bool)]  # PyYAML reads 1e-4 as a string; pydantic makes it a float again
+# PyYAML reads 1e-4 as a string; pydantic makes it a float again.
+Real = Annotated[float, BeforeValidator(_not_bool), Field(allow_inf_nan=False)]
 Positive = Annotated[Real, Field(gt=0)]
 NonNegative = Annotated[Real, Field(ge=0)]
 Fraction = Annotated[Real, Field(ge=0, le=1)]
+Below1 = Annotated[Real, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
@@ -195,7 +197,7 @@ class OptimConfig(Section):
     """Samples per pass on one rank; none: global_batch / ranks, so one pass. Smaller values accumulate."""
     name: Literal["adam", "adamw"] = "adam"
     lr: Positive = 2e-4
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    betas: tuple[Below1, Below1] = (0.9, 0.999)
     weight_decay: NonNegative = 0.0
     schedule: Literal["constant", "cosine", "step", "linear"] = "cosine"
     min_lr: NonNegative = 1e-6
@@ -208,7 +210,7 @@ class OptimConfig(Section):
     clip_norm: NonNegative = 0.0
     """Largest norm of the joint gradient of student and teacher; 0 clips nothing, which is the paper's setting and
     keeps the two nets independent."""
-    ema_decay: Fraction = 0.999
+    ema_decay: Below1 = 0.999
     """Exponential moving average of the student, which is what is evaluated and exported; 0 keeps none."""
 
 
@@ -220,7 +222,8 @@ class EngineConfig(Section):
     """bf16 and fp16 are autocast: parameters and optimizer stay float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     hang_timeout_s: Positive = 1800.0
-    """If a step takes longer, every rank prints where it stands and exits."""
+    """If a step takes longer, every rank prints where it stands and exits. Also how long a rank waits for the others,
+    as it does while the main one draws pictures: raise it for SAM on a CPU."""
     max_bad_steps: Count = 3
     """Steps in a row with a gradient that is not finite before all ranks stop; each one is skipped by all."""
 

@@ -29,6 +29,7 @@ from dist_train.data.batch import Batch
 from dist_train.data.order import NETS, draws
 from dist_train.moments import read_moments, write_moments
 from dist_train.priors import Priors
+from dist_train.ranks import TrainingError
 from dist_train.tasks import build_task
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ def deepspeed_config(run: RunConfig, plan: BatchPlan) -> dict[str, Any]:
         "train_batch_size": plan.global_batch,
         "train_micro_batch_size_per_gpu": plan.batch_per_rank,
         "gradient_accumulation_steps": plan.grad_accum,
-        "gradient_clipping": run.optim.clip_norm,
+        "gradient_clipping": run.optim.clip_norm if run.engine.zero_stage else 0.0,  # stage 0: see `_before_update`
         "zero_optimization": {
             "stage": run.engine.zero_stage,
             "reduce_bucket_size": 50_000_000,
@@ -145,7 +146,7 @@ class Engine:
         are on all ranks, and what it would have logged is dropped.
 
         Raises:
-            RuntimeError: on all ranks, after `engine.max_bad_steps` such steps in a row.
+            TrainingError: on all ranks, after `engine.max_bad_steps` such steps in a row.
         """
         self._set_rate(learning_rate(self.run.optim, self.step_count))
         # Nets that draw (dropped paths) draw the same after a resume; no random state has to be kept.
@@ -160,26 +161,28 @@ class Engine:
                 self._before_update()
             self._engine.step()  # DeepSpeed acts on the last micro-batch only
             seen.append((batch.keys, {name: value.detach().float() for name, value in terms.items()}))
+        self.step_count += 1
         if self._was_skipped():
             self._note_skipped(seen)
-        else:
-            self._bad_steps_in_a_row = 0
-            for _, terms in seen:
-                self._add(terms)
-        self.step_count += 1
-        if not self._skipped:
-            self._update_ema()
+            return
+        self._bad_steps_in_a_row = 0
+        for _, terms in seen:
+            self._add(terms)
+        self._update_ema()
 
     def _before_update(self) -> None:
         """Mend what DeepSpeed leaves out between the last gradient and the update."""
         if self.run.engine.zero_stage == 0:
             # Stages 1 to 3 look for gradients that are not finite and skip the step; stage 0 does not. They are
             # all-reduced by now, so every rank finds the same. Without gradients Adam touches nothing.
-            gradients = [parameter.grad for parameter in self.task.parameters() if parameter.grad is not None]
-            self._skipped = not bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients)))
+            parameters = [parameter for parameter in self.task.parameters() if parameter.grad is not None]
+            norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+            self._skipped = not bool(torch.isfinite(norm))
             if self._skipped:
-                for parameter in self.task.parameters():
+                for parameter in parameters:
                     parameter.grad = None
+            elif self.run.optim.clip_norm > 0:
+                torch.nn.utils.clip_grads_with_norm_(parameters, self.run.optim.clip_norm, norm)
         elif (scaler := self._scaler) is not None:
             # DeepSpeed clips while the gradients still carry the loss scale.
             self._engine.optimizer.clip_grad = self.run.optim.clip_norm * scaler.get_scale()
@@ -191,8 +194,9 @@ class Engine:
 
     def _note_skipped(self, seen: list[tuple[tuple[str, ...], dict[str, Tensor]]]) -> None:
         scaler = self._scaler
-        if scaler is not None and scaler.get_scale() > 1:  # the search for a scale; DeepSpeed never lowers it itself
-            scaler.update(scaler.get_scale() / 2)
+        losses_are_finite = ranks.agree(all(bool(torch.isfinite(terms["total"])) for _, terms in seen))
+        if scaler is not None and losses_are_finite and scaler.get_scale() > 1:
+            scaler.update(scaler.get_scale() / 2)  # the search for a scale; DeepSpeed never lowers it itself
             log.info("step %d is skipped: fp16's loss scale falls to %g", self.step_count, scaler.get_scale())
             return
         for keys, terms in seen:
@@ -203,7 +207,7 @@ class Engine:
             log.warning("step %d is skipped: a gradient is not finite", self.step_count)
         self._bad_steps_in_a_row += 1
         if self._bad_steps_in_a_row >= self.run.engine.max_bad_steps:
-            raise RuntimeError(
+            raise TrainingError(
                 f"gradients were not finite in {self._bad_steps_in_a_row} steps in a row (engine.max_bad_steps), up to "
                 f"step {self.step_count}; the log names the samples. A smaller optim.lr or optim.clip_norm may help"
             )
@@ -282,7 +286,7 @@ class Engine:
     @property
     def _scaler(self) -> Any:
         """fp16's loss scaler, or None."""
-        return getattr(self._engine.optimizer, "torch_autocast_gradscaler", None)
+        return self._engine.optimizer.torch_autocast_gradscaler if self.run.engine.precision == "fp16" else None
 
     def close(self) -> None:
         """Take DeepSpeed's hooks off."""

@@ -12,7 +12,6 @@ from dist_train.data.batch import Batch
 from dist_train.data.reader import ShardReader
 from dist_train.metrics import score, to_u8
 from dist_train.pictures import overlay, panel
-from shards.schema import ShardError
 
 Restorer = Callable[[Batch], dict[str, Tensor]]
 """A batch of one whole picture -> `student_out` and perhaps `teacher_out` (1,3,H,W) and `idmap` (1,H,W) int64."""
@@ -43,16 +42,16 @@ def evaluate(restore: Restorer, reader: ShardReader, *, protocols: Sequence[str]
         One row per picture, name and protocol, in the reader's order, the same on every rank.
     """
     rows: list[tuple[int, Row]] = []
-    problem = None
+    problem: Exception | None = None
     try:
         for index in range(ranks.rank(), len(reader), ranks.world_size()):
             rows += [(index, row) for row in _score_picture(restore, reader, index, protocols, device)]
-    except (ValueError, ShardError) as error:
-        problem = error
+    except Exception as error:  # every rank must hear of it, whatever it is
+        problem = ranks.sendable(error)
     parts = ranks.gather_objects((rows, problem))
-    for _, problem in parts:
-        if problem is not None:
-            raise problem  # on every rank
+    for _, failed in parts:
+        if failed is not None:
+            raise failed
     everyone = [row for part, _ in parts for row in part]
     everyone.sort(key=lambda item: item[0])
     assert len({index for index, _ in everyone}) == len(reader), "every picture must be counted once"

@@ -7,6 +7,7 @@ NCCL demands; gloo takes the CPU.
 
 import logging
 import os
+import pickle
 import socket
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -16,11 +17,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dist_train.config import RunConfig
+from dist_train.config import RunConfig, plan_batch
 
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
+
+
+class TrainingError(RuntimeError):
+    """The numbers went wrong, on all ranks alike; a person can mend it with other settings."""
 
 
 def rank() -> int:
@@ -113,11 +118,20 @@ def on_main(act: Callable[[], T]) -> T:
             if world_size() == 1:
                 raise
             log.debug("on the main rank", exc_info=True)
-            answer = (None, error)
+            answer = (None, sendable(error))
     result, problem = broadcast_object(answer)
     if problem is not None:
         raise problem
     return cast(T, result)
+
+
+def sendable(error: Exception) -> Exception:
+    """The error itself if it survives the way to another rank, else one that says the same."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def gather_objects(value: T) -> list[T]:
@@ -178,20 +192,22 @@ def join_ranks(wanted: str, *, timeout_s: float = 1800) -> torch.device:
 
 def _check_launcher(run: RunConfig) -> None:
     """accelerate hands its DeepSpeed settings down in variables; where they contradict the run, neither may win."""
+    accum = plan_batch(run.optim, world_size()).grad_accum
     said = {
-        "zero_stage": ("ACCELERATE_DEEPSPEED_ZERO_STAGE", "engine.zero_stage", str(run.engine.zero_stage)),
-        "mixed_precision": (
-            "ACCELERATE_MIXED_PRECISION",
-            "engine.precision",
-            run.engine.precision.replace("fp32", "no"),
-        ),
-        "gradient_clipping": ("ACCELERATE_GRADIENT_CLIPPING", "optim.clip_norm", str(run.optim.clip_norm)),
-        "deepspeed_config_file": ("ACCELERATE_DEEPSPEED_CONFIG_FILE", "the run's own settings", "none"),
+        "zero_stage": ("ACCELERATE_DEEPSPEED_ZERO_STAGE", "engine.zero_stage", run.engine.zero_stage),
+        "gradient_clipping": ("ACCELERATE_GRADIENT_CLIPPING", "optim.clip_norm", run.optim.clip_norm),
+        "gradient_accumulation_steps": ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "accumulation of", accum),
+        "deepspeed_config_file": ("ACCELERATE_DEEPSPEED_CONFIG_FILE", "settings of its own:", "none"),
+        "offload_optimizer_device": ("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "offload", "none"),
+        "offload_param_device": ("ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", "offload", "none"),
     }
+    if (
+        os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no"
+    ):  # accelerate always says mixed_precision, and "no" where nobody asked
+        said["mixed_precision"] = ("ACCELERATE_MIXED_PRECISION", "engine.precision", run.engine.precision)
     for setting, (variable, key, wanted) in said.items():
         launched = os.environ.get(variable, "none")
-        # accelerate always says mixed_precision, and "no" where nobody asked
-        if launched not in (wanted, "none", "no"):
+        if launched not in (str(wanted), "none"):
             raise ValueError(
                 f"the launcher says {setting}={launched} and the run {key}={wanted}; leave {setting} out of the "
                 "accelerate file and command, since the run decides"

@@ -59,11 +59,20 @@ def write_record(run: RunConfig, env: dict[str, Any]) -> None:
     path = run.dir / "env.json"
     try:
         run.dir.mkdir(parents=True, exist_ok=True)
-        (run.dir / "config.yaml").write_text(dump_run(run))
         starts = json.loads(path.read_text()) if path.exists() else []
-        path.write_text(json.dumps([*starts, env], indent=1, default=str))
+        _replace(run.dir / "config.yaml", dump_run(run))
+        _replace(path, json.dumps([*starts, env], indent=1, default=str))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}. Mend it or move it away") from error
     except OSError as error:
         raise OSError(f"the run's folder {run.dir} cannot be written: {error}; mend it, or set out=FOLDER") from error
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    part = path.with_name(f".{path.name}.tmp")
+    part.write_text(text)
+    part.replace(path)
 
 
 def _version(package: str) -> str:

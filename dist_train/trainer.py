@@ -18,6 +18,7 @@ from dist_train.engine import Engine
 from dist_train.evaluate import draw_panels, evaluate, means
 from dist_train.meters import Stopwatch, named_losses
 from dist_train.priors import build_priors
+from dist_train.ranks import TrainingError
 from dist_train.record import environment, write_record
 from dist_train.tasks import build_task, count_parameters
 from dist_train.track import Tracker
@@ -33,7 +34,7 @@ def train(run: RunConfig) -> Path:
 
     Raises:
         ValueError: something the user wrote does not fit; the message says what, where and how to mend it.
-        RuntimeError: the losses are no longer finite.
+        TrainingError: gradients or weights are no longer finite.
         OSError: a checkpoint could not be written.
     """
     device = ranks.start_ranks(run)
@@ -85,9 +86,8 @@ def _train(run: RunConfig, device: torch.device) -> Path:
             last = step == run.optim.steps
             measure = _due(step, run.track.gradients_every)
             engine.step(_watched(batches, watch, bad_samples), priors, measure=measure)
-            watch.step()
             _stop_if_too_many(bad_samples, run)
-
+            watch.step()
             if last or _due(step, run.track.every):
                 losses = engine.drain()  # all ranks; what follows is written by the main one
                 seen = step * plan.global_batch
@@ -106,7 +106,7 @@ def _train(run: RunConfig, device: torch.device) -> Path:
             watch.leave_out_since_step()
     batches.close()
     engine.close()
-    assert saved is not None
+    assert saved is not None  # there was a last step
     return saved
 
 
@@ -142,12 +142,12 @@ def _same_weights(resumed: checkpoint.Checkpoint | None, env: dict[str, Any]) ->
 def _save(run: RunConfig, engine: Engine, reader: ShardReader, env: dict[str, Any]) -> Path:
     weights = engine.weights()
     if broken := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
-        raise RuntimeError(f"{broken[0]} is no longer finite at step {engine.step_count}; nothing is saved of it")
+        raise TrainingError(
+            f"{broken[0]} is not finite at step {engine.step_count}, which is not saved; lower optim.lr"
+        )
     state = {
         "step": engine.step_count,
         "samples_seen": engine.step_count * run.optim.global_batch,
-        "global_batch": run.optim.global_batch,
-        "seed": run.seed,
         "data": reader.fingerprint,
         "config": run.model_dump(mode="json"),
         "env": env,

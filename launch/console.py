@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 
 from dist_train import ranks
+from dist_train.ranks import TrainingError
 from shards.schema import ShardError
 
 
@@ -25,7 +26,7 @@ def run_main(main: Callable[[], int]) -> int:
     """
     try:
         return main()
-    except (ValueError, OSError, ShardError) as error:
+    except (ValueError, OSError, ShardError, TrainingError) as error:
         where = f" [rank {ranks.rank()}]" if ranks.world_size() > 1 else ""
         print(f"error{where}: {error}", file=sys.stderr)
         return 2

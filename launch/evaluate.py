@@ -4,8 +4,12 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launch.console import run_main, set_up_logging
+
+if TYPE_CHECKING:
+    import torch
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -30,29 +34,35 @@ def main(argv: list[str] | None = None) -> int:
 def score(args: argparse.Namespace) -> int:
     """Restore each picture once and print a table of all protocols."""
     from dist_train import ranks
-    from dist_train.checkpoint import find
-    from dist_train.data.reader import ShardReader
-    from dist_train.evaluate import as_records, evaluate, means
-    from dist_train.export import load_student, student_of
     from dist_train.metrics import PROTOCOLS
 
     unknown = [name for name in args.protocol if name not in PROTOCOLS]
     if unknown:
         raise ValueError(f"--protocol {' '.join(unknown)}: there are {', '.join(PROTOCOLS)}")
+    device = ranks.join_ranks(args.device)
+    try:
+        return _score(args, device)
+    finally:
+        ranks.stop_ranks()
+
+
+def _score(args: argparse.Namespace, device: "torch.device") -> int:
+    from dist_train import ranks
+    from dist_train.checkpoint import find_agreed
+    from dist_train.data.reader import ShardReader
+    from dist_train.evaluate import as_records, evaluate, means
+    from dist_train.export import load_student, student_of
+
     if args.weights.is_dir():
-        checkpoint = find(args.weights)
+        checkpoint = find_agreed(args.weights)
         if checkpoint is None:
             raise ValueError(f"{args.weights} holds no checkpoint; give a run's folder or an exported .safetensors")
         net = student_of(checkpoint)
     else:
         net, _ = load_student(args.weights)
     reader = ShardReader(args.shards)
-    device = ranks.join_ranks(args.device)
     net.to(device)
-    try:
-        rows = evaluate(lambda batch: {"student_out": net(batch.lq)}, reader, protocols=args.protocol, device=device)
-    finally:
-        ranks.stop_ranks()
+    rows = evaluate(lambda batch: {"student_out": net(batch.lq)}, reader, protocols=args.protocol, device=device)
     table = means(rows)
     if ranks.is_main():
         print(f"{args.weights} on {args.shards}, {len(reader)} pictures")

@@ -1,5 +1,6 @@
 """`sam`: masks by segment_anything's automatic mode on the restored picture (Eq. 2)."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from dist_train.config import SamConfig
 from dist_train.priors.masks import MaskSet, from_masks, to_uint8
 from dist_train.priors.weights import SAM_CHECKPOINTS, cached, check_state, fetch, load_state
 from shards.schema import sha256_of
+
+log = logging.getLogger(__name__)
 
 
 class SamPrior:
@@ -65,7 +68,8 @@ class SamPrior:
         """For the run record."""
         return {
             "name": self._config.name,
-            "what": f"Segment Anything {self._config.model}, automatic mode on the student's output",
+            "what": f"Segment Anything {self._config.model}, automatic mode on the student's output"
+            + ("" if self._sha256 == SAM_CHECKPOINTS[self._config.model].sha256 else "; NOT the published weights"),
             "parameters": self._config.model_dump(exclude={"name", "checkpoint", "download", "dtype"}),
             "weights": self._weights,
             "sha256": self._sha256,
@@ -102,7 +106,12 @@ def load_sam_prior(config: SamConfig, device: torch.device) -> SamPrior:
 def _checkpoint(config: SamConfig) -> tuple[Path, str]:
     if config.checkpoint is not None:
         path = Path(config.checkpoint).expanduser()
-        return path, sha256_of(path) if path.is_file() else ""
+        sha256 = sha256_of(path) if path.is_file() else ""
+        if sha256 and sha256 != SAM_CHECKPOINTS[config.model].sha256:
+            log.warning(
+                "prior.checkpoint=%s is not the published file of %s: its masks may mean nothing", path, config.model
+            )
+        return path, sha256
     source = SAM_CHECKPOINTS[config.model]
     path_or_none = fetch(source) if config.download else cached(source)
     if path_or_none is None:

@@ -74,14 +74,14 @@ def train_and_snapshot(stage: int, sections: dict[str, Any]) -> Any:
 
 
 def nan_on_one_rank(stages: list[int], sections: dict[str, Any]) -> dict[int, Any]:
-    """The last micro-batch of the second step is NaN on rank 1: snapshots around it, and the losses of a third step."""
+    """The first micro-batch of the second step is NaN on rank 1: snapshots around it, and a third step's losses."""
     result = {}
     for stage in stages:
         engine = _engine(stage, **sections)
         _steps(engine, 1)
         before = _snapshot(engine)
         batches = tiny_batches(engine.plan, rank=ranks.rank(), world=ranks.world_size(), start_step=1)
-        engine.step(_poisoned(batches, after=engine.plan.grad_accum - 1), tiny_priors(engine.run))
+        engine.step(_poisoned(batches, only=0), tiny_priors(engine.run))
         nothing = engine.drain()
         result[stage] = (before, _snapshot(engine), nothing, _steps(engine, 1))
         engine.close()
@@ -91,7 +91,7 @@ def nan_on_one_rank(stages: list[int], sections: dict[str, Any]) -> dict[int, An
 def nan_for_ever() -> str:
     """All further samples of rank 1 are NaN: what does every rank say in the end?"""
     engine = _engine(2)
-    batches = _poisoned(tiny_batches(engine.plan, rank=ranks.rank(), world=ranks.world_size()), after=0)
+    batches = _poisoned(tiny_batches(engine.plan, rank=ranks.rank(), world=ranks.world_size()))
     try:
         for _ in range(10):
             engine.step(batches, tiny_priors(engine.run))
@@ -100,9 +100,9 @@ def nan_for_ever() -> str:
     return "went on"
 
 
-def _poisoned(batches: Any, *, after: int) -> Any:
+def _poisoned(batches: Any, *, only: int | None = None) -> Any:
     for number, batch in enumerate(batches):
-        if ranks.rank() == 1 and number >= after:
+        if ranks.rank() == 1 and only in (None, number):
             batch.gt.fill_(torch.nan)
         yield batch
 

@@ -61,6 +61,11 @@ def test_a_damaged_one_is_passed_over(tmp_path: Path, damage: str) -> None:
 
 def test_none_at_all_is_not_an_error(tmp_path: Path) -> None:
     assert checkpoint.find(tmp_path / "new") is None
+    assert checkpoint.find(tmp_path / "step-decay") is None  # the name of a run
+    damaged = save(tmp_path, 1)
+    (damaged / "MANIFEST.json").unlink()
+    with pytest.raises(ValueError, match="is damaged: no readable MANIFEST"):
+        checkpoint.find(damaged)
 
 
 def test_a_step_back_drops_what_came_after(tmp_path: Path) -> None:

@@ -38,6 +38,8 @@ def test_precedence_and_round_trip(config: Path) -> None:
         ("optim.lr=-1", "optim.lr=-1: Input should be greater than 0"),
         ("optim.lr=true", "optim.lr=True: a number is wanted"),
         ("optim.steps=2.5", "optim.steps=2.5: Input should be a valid integer"),
+        ("optim.lr=.inf", "optim.lr=inf: Input should be a finite number"),
+        ("optim.betas=[0.9, 1.0]", "optim.betas.1=1.0: Input should be less than 1"),
         ("seed=true", "seed=True: Input should be a valid integer"),
         ("engine.zero_stage=4", "engine.zero_stage=4: Input should be less than or equal to 3"),
         ("data.crop_px.x=3", "data.crop_px"),

@@ -38,8 +38,9 @@ def test_schedules() -> None:
     ("variable", "value", "message"),
     [
         ("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3", "launcher says zero_stage=3 and the run engine.zero_stage=2"),
-        ("ACCELERATE_MIXED_PRECISION", "bf16", "launcher says mixed_precision=bf16 and the run engine.precision=no"),
+        ("ACCELERATE_MIXED_PRECISION", "bf16", "launcher says mixed_precision=bf16 and the run engine.precision=fp32"),
         ("ACCELERATE_GRADIENT_CLIPPING", "1.0", "launcher says gradient_clipping=1.0 and the run optim.clip_norm=0.0"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "launcher says gradient_accumulation_steps=4"),
         ("ACCELERATE_DEEPSPEED_CONFIG_FILE", "ds.json", "launcher says deepspeed_config_file=ds.json"),
     ],
 )

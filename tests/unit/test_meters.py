@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from dist_train.config import LossConfig
-from dist_train.meters import named_losses
+from dist_train.meters import Stopwatch, named_losses
 
 pytestmark = pytest.mark.unit
 
@@ -27,6 +27,23 @@ def test_names_weights_and_ratios(caplog: pytest.LogCaptureFixture) -> None:
     caplog.clear()
     named_losses(losses | {"gradient/sgr": 1e-6}, LossConfig())
     assert "next to nothing" in caplog.text
+
+
+def test_the_stopwatch_leaves_out_what_is_not_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("dist_train.meters.time.perf_counter", lambda: now)
+    watch = Stopwatch(global_batch=8)
+    for _ in range(4):
+        with watch.waiting_for_data():
+            now += 0.1
+        now += 0.4  # the step
+        watch.step()
+        now += 7.0  # a validation
+        watch.leave_out_since_step()
+    values = watch.lap()
+    assert values["time/samples_per_s"] == pytest.approx(8 / 0.5)
+    assert values["time/step_s"] == pytest.approx(0.5) and values["time/data_share"] == pytest.approx(0.2)
+    assert watch.lap() == {}
 
 
 def test_a_plain_run_has_no_weights() -> None:
