@@ -2,13 +2,13 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import cv2
+import psutil
 import pytest
 
 from dist_train.track import read_metrics
@@ -126,15 +126,17 @@ def test_killed_at_any_moment_goes_on_as_if_nothing_had_been(work: Path, two_ran
     run(*LAUNCH, "-m", "launch.train", *config, "name=whole", "eval.every=0")
     command = [*LAUNCH, "-m", "launch.train", *config, "name=killed", "eval.every=0"]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
+    process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not (work / "runs/killed/checkpoints/step-00000002").exists():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    launcher = psutil.Process(process.pid)
+    ranks = [child for child in launcher.children(recursive=True) if "launch.train" in " ".join(child.cmdline())]
+    assert len(ranks) >= 2
+    for each in [launcher, *ranks]:
+        each.kill()
+    psutil.wait_procs([launcher, *ranks])
     said = run(*command)
     assert "resuming killed" in said
     assert [[line[name] for name in TERMS] for line in lines(work, "whole")] == [
