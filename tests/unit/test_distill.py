@@ -115,3 +115,16 @@ def test_sam_in_the_cascade_trains_both_nets() -> None:
     assert terms["masks_per_picture"] > 1 and terms["sgr"] > 0
     terms["total"].backward()
     assert has_gradient(task.student) and has_gradient(task.teacher)
+
+
+def test_with_both_terms_off_the_student_learns_as_if_alone() -> None:
+    """Nothing but SPD and SGR ties the student to the teacher: its gradients are the plain task's, bit by bit."""
+    off = {"spd": {"weight": 0.0}, "sgr": {"weight": 0.0}}
+    gradients = []
+    for name in ("plain", "distill"):
+        run = tiny_run(task=name, loss=off)
+        torch.manual_seed(3)
+        task: Any = build_task(run)
+        task(one_batch(), tiny_priors(run))["total"].backward()
+        gradients.append({key: parameter.grad for key, parameter in task.student.named_parameters()})
+    assert all(torch.equal(gradients[0][key], gradients[1][key]) for key in gradients[0])
