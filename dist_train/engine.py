@@ -162,7 +162,9 @@ class Engine:
             self._engine.step()  # DeepSpeed acts on the last micro-batch only
             seen.append((batch.keys, {name: value.detach().float() for name, value in terms.items()}))
         self.step_count += 1
-        if self._was_skipped():
+        if self.run.engine.zero_stage > 0:
+            self._skipped = bool(self._engine.optimizer.overflow)  # the ranks have agreed on it
+        if self._skipped:
             self._note_skipped(seen)
             return
         self._bad_steps_in_a_row = 0
@@ -186,11 +188,6 @@ class Engine:
         elif (scaler := self._scaler) is not None:
             # DeepSpeed clips while the gradients still carry the loss scale.
             self._engine.optimizer.clip_grad = self.run.optim.clip_norm * scaler.get_scale()
-
-    def _was_skipped(self) -> bool:
-        if self.run.engine.zero_stage > 0:
-            self._skipped = bool(self._engine.optimizer.overflow)  # the ranks have agreed on it
-        return self._skipped
 
     def _note_skipped(self, seen: list[tuple[tuple[str, ...], dict[str, Tensor]]]) -> None:
         scaler = self._scaler

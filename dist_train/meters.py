@@ -64,7 +64,7 @@ class Stopwatch:
 
     def leave_out_since_step(self) -> None:
         """What happened since the last step (logging, validation, saving) shall not count."""
-        self._begun += time.perf_counter() - max(self._stepped, self._begun)
+        self._begun += time.perf_counter() - self._stepped
 
     @contextmanager
     def waiting_for_data(self) -> Iterator[None]:

@@ -70,11 +70,6 @@ def mean_tensor(values: Tensor) -> Tensor:
     return values.cpu()
 
 
-def sum_tensor(values: Tensor) -> Tensor:
-    """Sum of a tensor over ranks, on the CPU, float64."""
-    return mean_tensor(values) * world_size()
-
-
 def mean_dict(values: Mapping[str, float | Tensor]) -> dict[str, float]:
     """Mean over ranks of named scalars, in one collective. Every rank must bring the same names."""
     names = sorted(values)
@@ -84,7 +79,7 @@ def mean_dict(values: Mapping[str, float | Tensor]) -> dict[str, float]:
 
 def agree(flag: bool) -> bool:
     """Whether *all* ranks say yes."""
-    return bool(sum_tensor(torch.tensor(float(flag))).item() > world_size() - 0.5)
+    return mean_tensor(torch.tensor(float(flag))).item() == 1.0
 
 
 def any_rank(flag: bool) -> bool:
@@ -129,7 +124,7 @@ def sendable(error: Exception) -> Exception:
     """The error itself if it survives the way to another rank, else one that says the same."""
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:
+    except Exception:  # whatever a foreign class raises on its way
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
 

@@ -44,6 +44,15 @@ def test_the_stopwatch_leaves_out_what_is_not_training(monkeypatch: pytest.Monke
     assert values["time/samples_per_s"] == pytest.approx(8 / 0.5)
     assert values["time/step_s"] == pytest.approx(0.5) and values["time/data_share"] == pytest.approx(0.2)
     assert watch.lap() == {}
+    now += 0.4
+    watch.step()
+    now += 0.1  # written down, and counted
+    watch.lap()
+    now += 7.0
+    watch.leave_out_since_step()  # what lies before the lap is not left out of the next one again
+    now += 0.5
+    watch.step()
+    assert watch.lap()["time/step_s"] == pytest.approx(0.5)
 
 
 def test_a_plain_run_has_no_weights() -> None:
