@@ -81,7 +81,94 @@ class NafnetConfig(Section):
         return self
 
 
-NetConfig = NafnetConfig  # a union, told apart by `name`, as soon as there is a second net
+class RcdnetConfig(Section):
+    """RCDNet; the defaults are the published 17-stage network."""
+
+    name: Literal["rcdnet"] = "rcdnet"
+    layout: Literal["official", "simple"] = "official"
+    """Names of the weights: those of RCDNet's release, with its unused ones, or those of the authors' RCDNet_simple."""
+    stages: Annotated[int, Strict(), Field(ge=3)] = 17
+    """S; at least 3, since the rain kernels that all stages read lie at index 1 of S - 1."""
+    num_m: Count = 32
+    """Rain kernels, and maps of where it rains."""
+    num_z: Count = 32
+    """Channels beside the picture that the background nets hand on."""
+    res_blocks: Count = 4
+    """T, of each proximal net; the official layout has 4."""
+    batch_norm: Literal["synced", "rank"] = "synced"
+    """Whose statistics batch norm takes in training. synced: those of the pass on all ranks together, so that 1 rank
+    with 4 samples equals 2 ranks with 2. rank: each its own, as the official DataParallel, without the all-reduces."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "RcdnetConfig":
+        if self.layout == "official" and self.res_blocks != 4:
+            raise ValueError(f"res_blocks={self.res_blocks} needs layout: simple; the official layout has 4")
+        return self
+
+
+class EfficientDerainConfig(Section):
+    """EfficientDerain (a kernel-predicting network); the defaults are the published one."""
+
+    name: Literal["efficientderain"] = "efficientderain"
+    kernel_px: Annotated[int, Strict(), Field(ge=1)] = 3
+    """Side of the predicted kernels, odd. Published: 3; the class's own default was 5."""
+    base_width: Count = 64
+    """Channels at full resolution; deeper levels have 2, 4, 8 and 8 times as many."""
+    fit: Literal["pad", "resize"] = "pad"
+    """How a side that is no multiple of 16 is met. resize: stretched and shrunk back, as in the official evaluation;
+    pad: replicated at the right and below, which keeps every pixel where it is."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "EfficientDerainConfig":
+        if self.kernel_px % 2 == 0:
+            raise ValueError(f"kernel_px={self.kernel_px} must be odd, so that the kernel has a centre")
+        return self
+
+
+class UformerConfig(Section):
+    """Uformer; the defaults are Uformer-B, of which the published checkpoints are.
+
+    T and S: embed_dim 16 and 32 with depths of 2 throughout.
+    """
+
+    name: Literal["uformer"] = "uformer"
+    embed_dim: Count = 32
+    depths: Annotated[tuple[Count, ...], Field(min_length=9, max_length=9)] = (1, 2, 8, 8, 2, 8, 8, 2, 1)
+    """Blocks per stage: four down, the bottleneck, four up."""
+    num_heads: Annotated[tuple[Count, ...], Field(min_length=9, max_length=9)] = (1, 2, 4, 8, 16, 16, 8, 4, 2)
+    win_size: Count = 8
+    mlp_ratio: Positive = 4.0
+    modulator: bool = True
+    """Learned offsets of the windows in the decoder; all published variants have them."""
+    shift: bool = True
+    """Whether every second block's windows are shifted."""
+    img_size: Count = 256
+    """The constructor's side, which no checkpoint holds: a stage whose map would not be larger than a window at this
+    size never shifts. Models are trained at 256; the official GoPro test script builds 128, so that its bottleneck does
+    not shift, and the published 33.06 dB are that."""
+    drop_path_rate: Below1 = 0.1
+    square: bool = True
+    """Pad to a square, as the official scripts. false: only to multiples of 16 windows, 1.7 times less work at
+    1280x720, but other values near the border."""
+
+
+class CustomConfig(Section):
+    """Any net from elsewhere, its stages found by hooks; see README, "Bring your own"."""
+
+    name: Literal["custom"] = "custom"
+    factory: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
+    """`module:function`, importable on every rank, that returns an `nn.Module` mapping (B,3,H,W) to the same."""
+    args: dict[str, Any] = {}
+    """Keyword arguments of the function."""
+    stages: tuple[str, ...] = ()
+    """Names of submodules, in the order they run, whose outputs are maps (B,C,h,w); fusion units go after them."""
+    multiple: Count = 1
+    """Sides must be a multiple of this; pictures are zero-padded on the right and below."""
+
+
+NetConfig = Annotated[
+    NafnetConfig | RcdnetConfig | EfficientDerainConfig | UformerConfig | CustomConfig, Field(discriminator="name")
+]
 
 
 class SpfConfig(Section):
@@ -178,8 +265,9 @@ class SgrConfig(Section):
 class LossConfig(Section):
     """Terms of Eq. 8 and their weights. 0.005 and 200 are the paper's; which is which is read from its Table 6."""
 
-    rec: Literal["psnr", "charbonnier", "l1"] = "psnr"
-    """The net's official reconstruction loss, for student and teacher alike. psnr is NAFNet's."""
+    rec: Literal["psnr", "charbonnier", "l1", "l1_ssim", "rcdnet"] = "psnr"
+    """The net's official reconstruction loss, for student and teacher alike: psnr is NAFNet's, charbonnier Uformer's,
+    l1_ssim EfficientDerain's, and rcdnet RCDNet's over the pictures of all its stages."""
     spd: SpdConfig = SpdConfig()
     sgr: SgrConfig = SgrConfig()
     detach_cascade: bool = True
@@ -297,6 +385,12 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":
+        nets = [self.student] + ([self.teacher.net] if self.teacher.net and self.task == "distill" else [])
+        if self.loss.rec == "rcdnet" and (other := [net.name for net in nets if net.name != "rcdnet"]):
+            raise ValueError(
+                f"loss.rec=rcdnet is over the pictures of RCDNet's stages, and {other[0]} has none; set loss.rec to "
+                "psnr, charbonnier, l1 or l1_ssim"
+            )
         if self.engine.zero_stage == 0 and self.engine.precision != "fp32":
             raise ValueError(
                 f"engine.precision={self.engine.precision} needs engine.zero_stage=1, 2 or 3: DeepSpeed's stage 0 "
@@ -438,10 +532,11 @@ def _override(tree: dict[str, Any], override: str) -> None:
 
 
 def _explain(problem: Any) -> str:
-    # pydantic puts the tag of a union (regions, sam) into the location; the user never wrote it.
+    # pydantic puts the tag of a union (sam, nafnet) into the location; the user never wrote it.
     location = [str(part) for part in problem["loc"]]
-    if len(location) > 1 and location[0] == "prior" and location[1] in ("regions", "sam"):
-        del location[1]
+    for place in (("prior",), ("student",), ("teacher", "net")):
+        if tuple(location[: len(place)]) == place and len(location) > len(place) + 1:
+            del location[len(place)]
     key = ".".join(location) or "run"
     value = problem.get("input")
     if problem["type"] == "extra_forbidden":
@@ -449,6 +544,9 @@ def _explain(problem: Any) -> str:
         near = difflib.get_close_matches(location[-1], known, n=1)
         hint = f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(known)}" if known else ""
         return f"{key}: no such setting{hint}"
+    if problem["type"] in ("union_tag_not_found", "union_tag_invalid"):
+        given = f"{value['name']!r} is none of" if isinstance(value, dict) and "name" in value else "must be one of"
+        return f"{key}.name: {given} {problem['ctx'].get('expected_tags') or ', '.join(_names(location))}"
     if problem["type"] == "missing":
         return f"{key}: must be given"
     if key == "run":
@@ -457,14 +555,23 @@ def _explain(problem: Any) -> str:
 
 
 def _known_keys(location: list[str]) -> list[str]:
-    model: Any = RunConfig
+    return sorted({key for section in _sections(location) for key in section.model_fields})
+
+
+def _names(location: list[str]) -> list[str]:
+    return sorted(section.model_fields["name"].default for section in _sections(location))
+
+
+def _sections(location: list[str]) -> list[type[Section]]:
+    """The sections that may stand at a place of the configuration; several where `name` tells them apart."""
+    found: list[type[Section]] = [RunConfig]
     for part in location:
-        field = getattr(model, "model_fields", {}).get(part)
-        if field is None:
-            return []
-        options = get_args(field.annotation) or (field.annotation,)
-        sections = [option for option in options if isinstance(option, type) and issubclass(option, Section)]
-        if len(sections) != 1:
-            return sorted({name for section in sections for name in section.model_fields})
-        model = sections[0]
-    return list(model.model_fields)
+        fields = [section.model_fields[part] for section in found if part in section.model_fields]
+        found = [section for field in fields for section in _sections_in(field.annotation)]
+    return found
+
+
+def _sections_in(annotation: Any) -> list[type[Section]]:
+    if isinstance(annotation, type):
+        return [annotation] if issubclass(annotation, Section) else []
+    return [section for option in get_args(annotation) for section in _sections_in(option)]

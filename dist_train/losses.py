@@ -4,7 +4,7 @@ Images are (B,3,H,W) float32 RGB in [0,1]; features (B,C,h,w); every function re
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -30,11 +30,61 @@ def psnr_loss(output: Tensor, gt: Tensor) -> Tensor:
     return 10 / math.log(10) * (mse + 1e-8).log().mean()
 
 
+def ssim_zero_padded(output: Tensor, gt: Tensor) -> Tensor:
+    """SSIM as a loss takes it: Gaussian window of 11 px, sigma 1.5, zeros beyond the border, per channel, range 1."""
+    offsets = torch.arange(11, dtype=output.dtype, device=output.device) - 5
+    gauss = torch.exp(-offsets.square() / (2 * 1.5**2))
+    gauss = gauss / gauss.sum()
+    channels = output.shape[1]
+    window = (gauss[:, None] * gauss).expand(channels, 1, 11, 11)
+
+    def mean(x: Tensor) -> Tensor:
+        return F.conv2d(x, window, padding=5, groups=channels)
+
+    mean_a, mean_b = mean(output), mean(gt)
+    var_a, var_b = mean(output.square()) - mean_a.square(), mean(gt.square()) - mean_b.square()
+    covariance = mean(output * gt) - mean_a * mean_b
+    luminance = (2 * mean_a * mean_b + 0.01**2) / (mean_a.square() + mean_b.square() + 0.01**2)
+    return (luminance * (2 * covariance + 0.03**2) / (var_a + var_b + 0.03**2)).mean()
+
+
+def l1_ssim(output: Tensor, gt: Tensor) -> Tensor:
+    """L1 - 0.2 SSIM, EfficientDerain's loss."""
+    return F.l1_loss(output, gt) - 0.2 * ssim_zero_padded(output, gt)
+
+
+def rcdnet_loss(trace: Mapping[str, list[Tensor]], gt: Tensor, lq: Tensor) -> Tensor:
+    """RCDNet's loss, 2S + 3 mean squares on 0..255 over the pictures of all stages.
+
+    0.1 B_0 + sum over s < S of 0.1 (B_s + R_s) + B_S + 0.9 R_(S-1), each the mean square to gt or to the rain lq - gt.
+
+    Args:
+        trace: `backgrounds`: [B_0 and the S + 1 of the stages], `rains`: [R of the S stages], (B,3,H,W) in [0,1].
+        gt: the clean picture.
+        lq: what the net was given.
+    """
+    first, *backgrounds, last = trace["backgrounds"]
+    rains = trace["rains"]
+
+    def mse(x: Tensor, y: Tensor) -> Tensor:
+        return 255**2 * F.mse_loss(x.float(), y)
+
+    early = sum((mse(x, gt) for x in (first, *backgrounds)), start=gt.new_zeros(()))
+    rain = sum((mse(x, lq - gt) for x in rains), start=gt.new_zeros(()))
+    return 0.1 * (early + rain) + mse(last, gt) + 0.9 * mse(rains[-1], lq - gt)
+
+
 RECONSTRUCTION: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "l1": l1,
     "charbonnier": charbonnier,
     "psnr": psnr_loss,
+    "l1_ssim": l1_ssim,
 }
+
+
+def reconstruction(name: str, output: Tensor, gt: Tensor, *, lq: Tensor, trace: Mapping[str, list[Tensor]]) -> Tensor:
+    """The loss `LossConfig.rec` names: of the restored picture, or of all that the net made on its way."""
+    return rcdnet_loss(trace, gt, lq) if name == "rcdnet" else RECONSTRUCTION[name](output, gt)
 
 
 def spd(student_out: Tensor, teacher_out: Tensor, config: SpdConfig) -> Tensor:

@@ -2,16 +2,15 @@
 
 from collections.abc import Callable
 
-from torch import nn
-
 from dist_train.config import NetConfig, RunConfig
 from dist_train.nets.fusion import Teacher
 from dist_train.nets.nafnet import Nafnet
+from dist_train.nets.stages import RestorationNet
 
-NETS: dict[str, Callable[..., nn.Module]] = {"nafnet": Nafnet}
+NETS: dict[str, Callable[..., RestorationNet]] = {"nafnet": Nafnet}
 
 
-def build_net(config: NetConfig) -> nn.Module:
+def build_net(config: NetConfig) -> RestorationNet:
     """A new net with random weights.
 
     Args:

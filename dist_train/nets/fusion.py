@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dist_train.nets.stages import Stage
+from dist_train.nets.stages import RestorationNet, Trace
 from dist_train.priors.masks import MaskSet
 
 
@@ -93,11 +93,10 @@ class Teacher(nn.Module):
         max_channels: see `SpfUnit`.
     """
 
-    def __init__(self, net: nn.Module, *, num_masks: int, every: int, max_channels: int):
+    def __init__(self, net: RestorationNet, *, num_masks: int, every: int, max_channels: int):
         super().__init__()
         self.net = net
-        stages: tuple[Stage, ...] = net.stages
-        self.multiple = max(stage.stride for stage in stages)
+        stages = net.stages
         self.units = nn.ModuleDict()
         prior_channels = num_masks
         for index in range(0, len(stages), every):
@@ -105,20 +104,20 @@ class Teacher(nn.Module):
             self.units[str(index)] = unit
             prior_channels = unit.out_channels
 
-    def forward(self, image: Tensor, masks: MaskSet) -> Tensor:
+    def forward(self, image: Tensor, masks: MaskSet, trace: Trace | None = None) -> Tensor:
         """Restore with the masks in view.
 
         Args:
             image: (B,3,H,W) float RGB in [0,1]; in the cascade, the student's output.
             masks: K must be `num_masks`.
+            trace: see `RestorationNet.forward`.
 
         Returns:
             (B,3,H,W), not clamped.
         """
         height, width = image.shape[-2:]
-        # Padded here as the net would do it, so that the masks lie on its features pixel by pixel.
-        padding = (0, -width % self.multiple, 0, -height % self.multiple)
-        prior = F.pad(masks.resize(height, width).to(image.dtype), padding)  # F_0^SPF = P
+        # Padded as the net pads the image, so that the masks lie on its features pixel by pixel.
+        prior = F.pad(masks.resize(height, width).to(image.dtype), self.net.padding(height, width))  # F_0^SPF = P
 
         def after_stage(index: int, features: Tensor) -> Tensor:
             nonlocal prior
@@ -127,4 +126,4 @@ class Teacher(nn.Module):
             features, prior = self.units[str(index)](features, prior)
             return features
 
-        return self.net(F.pad(image, padding), after_stage)[..., :height, :width]
+        return self.net(image, after_stage, trace)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dist_train.nets.stages import AfterStage, Stage
+from dist_train.nets.stages import AfterStage, Padding, RestorationNet, Stage, Trace
 
 
 class LayerNorm2d(nn.Module):
@@ -74,7 +74,7 @@ class NafBlock(nn.Module):
         return x + self.gamma * self.conv5(simple_gate(self.conv4(self.norm2(x))))
 
 
-class Nafnet(nn.Module):
+class Nafnet(RestorationNet):
     """A U-shape of NAF blocks with a global residual.
 
     Args:
@@ -83,8 +83,6 @@ class Nafnet(nn.Module):
         tlc_train_px: side of the training crops. If not 0, each block's global pooling becomes a mean over a box 1.5
             times as large as its training features, as in the official NAFNetLocal; at that size both are the same.
     """
-
-    stages: tuple[Stage, ...]
 
     def __init__(
         self,
@@ -121,35 +119,22 @@ class Nafnet(nn.Module):
             *(Stage(f"decoders.{i}", width * 2 ** (levels - 1 - i), 2 ** (levels - 1 - i)) for i in range(levels)),
         )
 
-    def forward(self, lq: Tensor, after_stage: AfterStage | None = None) -> Tensor:
-        """Restore a batch of any size.
+    def padding(self, height: int, width: int) -> Padding:
+        """Zeros on the right and below, up to a multiple of 2**levels."""
+        return (0, -width % self.multiple, 0, -height % self.multiple)
 
-        Args:
-            lq: (B,3,H,W) float RGB in [0,1]. Zero-padded on the right and below to a multiple of 2**levels inside.
-            after_stage: called after each stage; see `dist_train.nets.stages`.
-
-        Returns:
-            (B,3,H,W), not clamped.
-        """
-        height, width = lq.shape[-2:]
-        padded = F.pad(lq, (0, -width % self.multiple, 0, -height % self.multiple))
-        index = 0
-
-        def stage(blocks: nn.Module, x: Tensor) -> Tensor:
-            nonlocal index
-            x = blocks(x)
-            if after_stage is not None:
-                x = after_stage(index, x)
-            index += 1
-            return x
-
+    def restore(self, padded: Tensor, after_stage: AfterStage, trace: Trace | None) -> Tensor:
+        """See `RestorationNet.restore`."""
         x = self.intro(padded)
         skips = []
+        index = 0
         for encoder, down in zip(self.encoders, self.downs, strict=True):
-            x = stage(encoder, x)
+            x = after_stage(index, encoder(x))
             skips.append(x)
             x = down(x)
-        x = stage(self.middle_blks, x)
+            index += 1
+        x = after_stage(index, self.middle_blks(x))
         for decoder, up, skip in zip(self.decoders, self.ups, reversed(skips), strict=True):
-            x = stage(decoder, up(x) + skip)
-        return (self.ending(x) + padded)[..., :height, :width]
+            index += 1
+            x = after_stage(index, decoder(up(x) + skip))
+        return self.ending(x) + padded

@@ -19,10 +19,13 @@ def build_task(run: RunConfig) -> nn.Module:
     if run.task == "plain":
         return PlainTask(student, run.loss)
     teacher = build_teacher(run)
-    if run.data.crop_px < 2 * teacher.multiple:
+    crop_px, net = run.data.crop_px, teacher.net
+    left, right, _, _ = net.padding(crop_px, crop_px)
+    deepest = max(stage.stride for stage in net.stages)
+    if left + crop_px + right < 2 * deepest:
         raise ValueError(
-            f"data.crop_px={run.data.crop_px} leaves one pixel at the teacher's deepest stage (stride "
-            f"{teacher.multiple}), which cannot be normalised; set data.crop_px to {2 * teacher.multiple} or more"
+            f"data.crop_px={crop_px} leaves one pixel at the teacher's deepest stage (stride {deepest}), which cannot "
+            f"be normalised; set data.crop_px to {2 * deepest} or more"
         )
     return DistillTask(student, teacher, run.loss)
 

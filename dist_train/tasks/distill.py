@@ -9,13 +9,16 @@ Both nets are trained, by one backward pass: SPD and SGR stop at the teacher, an
 the student's output, so neither net's loss reaches the other (`loss.detach_cascade: false` lets the latter through).
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from dist_train.config import LossConfig
 from dist_train.data.batch import Batch
-from dist_train.losses import RECONSTRUCTION, sgr, spd, student_total
+from dist_train.losses import reconstruction, sgr, spd, student_total
 from dist_train.nets.fusion import Teacher
+from dist_train.nets.stages import RestorationNet, Trace
 from dist_train.priors import Priors
 from dist_train.priors.masks import MaskSet
 
@@ -27,7 +30,7 @@ class DistillTask(nn.Module):
     hold a copy of it.
     """
 
-    def __init__(self, student: nn.Module, teacher: Teacher, loss: LossConfig):
+    def __init__(self, student: RestorationNet, teacher: Teacher, loss: LossConfig):
         super().__init__()
         self.student = student
         self.teacher = teacher
@@ -46,12 +49,17 @@ class DistillTask(nn.Module):
             total: what to call backward on; masks_per_picture and mask_coverage, for the log; with `measure`,
             gradient/student_rec, gradient/spd, gradient/sgr: norms of the *weighted* terms' gradients.
         """
-        student_out, teacher_out, masks = self._cascade(batch, priors)
+        student_trace: Trace = {}
+        teacher_trace: Trace = {}
+        student_out, teacher_out, masks = self._cascade(batch, priors, student_trace, teacher_trace)
         # Losses in float32 whatever the nets ran in: differences of two restored pictures are small.
         with torch.autocast(student_out.device.type, enabled=False):
             student_out, teacher_out = student_out.float(), teacher_out.float()
-            rec = RECONSTRUCTION[self.loss.rec]
-            terms = {"student_rec": rec(student_out, batch.gt), "teacher_rec": rec(teacher_out, batch.gt)}
+            rec, gt = partial(reconstruction, self.loss.rec), batch.gt
+            terms = {
+                "student_rec": rec(student_out, gt, lq=batch.lq, trace=student_trace),
+                "teacher_rec": rec(teacher_out, gt, lq=student_out.detach(), trace=teacher_trace),
+            }
             if self.loss.spd.weight > 0:
                 terms["spd"] = spd(student_out, teacher_out, self.loss.spd)
             if self.loss.sgr.weight > 0:
@@ -73,12 +81,14 @@ class DistillTask(nn.Module):
         student_out, teacher_out, masks = self._cascade(batch, priors)
         return {"student_out": student_out.float(), "teacher_out": teacher_out.float(), "idmap": masks.idmap()}
 
-    def _cascade(self, batch: Batch, priors: Priors) -> tuple[Tensor, Tensor, MaskSet]:
+    def _cascade(
+        self, batch: Batch, priors: Priors, student_trace: Trace | None = None, teacher_trace: Trace | None = None
+    ) -> tuple[Tensor, Tensor, MaskSet]:
         assert priors.masks is not None
-        student_out = self.student(batch.lq)  # Eq. 1
+        student_out = self.student(batch.lq, trace=student_trace)  # Eq. 1
         masks = priors.masks(student_out.detach().float(), batch)  # Eq. 2: what SAM sees is the restored picture
         image = student_out.detach() if self.loss.detach_cascade else student_out
-        return student_out, self.teacher(image, masks), masks  # Eq. 3
+        return student_out, self.teacher(image, masks, teacher_trace), masks  # Eq. 3
 
     def _gradient_norms(self, terms: dict[str, Tensor], student_out: Tensor) -> dict[str, Tensor]:
         weights = {"student_rec": 1.0, "spd": self.loss.spd.weight, "sgr": self.loss.sgr.weight}

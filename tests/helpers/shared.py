@@ -14,3 +14,14 @@ def shared(*parts: str) -> Path:
     if not path.exists():
         pytest.skip(f"{path} is not here; set RESTILL_SHARED to the folder that holds {'/'.join(parts)}")
     return path
+
+
+def parity(name: str) -> Path:
+    """A fixture of the official nets or metrics: of the folder PARITY_DIR, or of shared/parity."""
+    folder = os.environ.get("PARITY_DIR")
+    if folder is None:
+        return shared("parity", name)
+    path = Path(folder) / name
+    if not path.exists():
+        pytest.skip(f"{path} is not here; PARITY_DIR names the folder of fixtures")
+    return path

@@ -21,7 +21,7 @@ def tiny_run(tmp: Path | str = "unused", **sections: object) -> RunConfig:
         "name": "tiny",
         "out": str(tmp),
         "data": {"train": "unused", "crop_px": 16, "workers": 0},
-        "student": {"width": 4, "enc_blk_nums": [1], "dec_blk_nums": [1]},
+        "student": {"name": "nafnet", "width": 4, "enc_blk_nums": [1], "dec_blk_nums": [1]},
         "teacher": {"spf": {"max_channels": 8}},
         "prior": {"name": "regions", "num_masks": 6, "scale": 50.0, "min_area_px": 16},
         "features": {"weights": "random", "layer": "relu2_2"},

@@ -47,7 +47,9 @@ def test_precedence_and_round_trip(config: Path) -> None:
         ("prior.points_per_side=3", "prior.points_per_side: no such setting"),
         ("optim.lr", "an override is key.sub=value"),
         ("engine={precision: bf16, zero_stage: 0}", "needs engine.zero_stage=1, 2 or 3"),
-        ("student.enc_blk_nums=[1]", "needs as many up as down"),
+        ("student={name: nafnet, enc_blk_nums: [1]}", "needs as many up as down"),
+        ("student.width=8", "student.name: must be one of custom, efficientderain, nafnet, rcdnet, uformer"),
+        ("student.name=nafent", "student.name: 'nafent' is none of"),
     ],
 )
 def test_mistakes_are_named(config: Path, override: str, message: str) -> None:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from dist_train import losses
 from dist_train.config import LossConfig, SgrConfig, SpdConfig
 from dist_train.priors.masks import MaskSet, from_masks
-from tests.helpers.shared import shared
+from tests.helpers.shared import parity
 
 pytestmark = pytest.mark.unit
 
@@ -108,11 +108,20 @@ def test_spd_equals_the_formula_and_stops_at_the_teacher(reduction: str) -> None
 
 
 def test_reconstruction_losses_equal_the_official_values() -> None:
-    facts = torch.load(shared("parity", "metrics_losses.pt"), weights_only=True)
+    facts = torch.load(parity("metrics_losses.pt"), weights_only=True)
     gt, pred, values = facts["gt"], facts["pred"], facts["values"]
     assert losses.psnr_loss(pred, gt).item() == pytest.approx(values["nafnet.PSNRLoss"], abs=1e-4)
     assert losses.charbonnier(pred, gt).item() == pytest.approx(values["uformer.CharbonnierLoss"], abs=1e-7)
     assert losses.l1(pred, gt).item() == pytest.approx(values["efficientderain.L1"], abs=1e-7)
+    assert losses.ssim_zero_padded(pred, gt).item() == pytest.approx(values["efficientderain.ssim"], abs=1e-6)
+    assert losses.l1_ssim(pred, gt).item() == pytest.approx(values["efficientderain.loss"], abs=1e-6)
+    given = facts["rcdnet"]  # on 0..255
+    trace = {
+        "backgrounds": [picture / 255 for picture in (given["B0"], *given["ListB"])],
+        "rains": [picture / 255 for picture in given["ListR"]],
+    }
+    ours = losses.rcdnet_loss(trace, given["B"] / 255, given["O"] / 255).item()
+    assert ours == pytest.approx(values["rcdnet.total_loss"], rel=1e-6)
 
 
 def test_total_is_equation_8() -> None:
