@@ -58,6 +58,7 @@ def _train(run: RunConfig, device: torch.device) -> Path:
 
     torch.manual_seed(run.seed)  # the same new weights on every rank
     task = build_task(run)
+    parameters = count_parameters(task)
     if resumed:
         checkpoint.load_model(task, resumed)
     priors = build_priors(run, device)
@@ -70,7 +71,7 @@ def _train(run: RunConfig, device: torch.device) -> Path:
         start_step=start,
         data={"train": reader.fingerprint, "val": val.fingerprint if val else None},
         batch=plan._asdict(),
-        parameters=count_parameters(run),
+        parameters=parameters,
         priors=priors.describe(),
     )
     _same_weights(resumed, env)

@@ -39,7 +39,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def describe(run: RunConfig) -> str:
     """The resolved configuration, the batch arithmetic and the size of the nets."""
-    from dist_train.tasks import count_parameters
+    import torch
+
+    from dist_train.tasks import build_task, count_parameters
 
     world = ranks.world_size()
     plan = plan_batch(run.optim, world)
@@ -48,9 +50,15 @@ def describe(run: RunConfig) -> str:
         f"# batch: {plan.global_batch} samples a step = {plan.batch_per_rank} a pass x {plan.grad_accum} passes "
         f"x {world} ranks; {run.optim.steps} steps = {run.optim.steps * plan.global_batch} samples"
     )
-    lines += [f"# {part}: {count:,} parameters" for part, count in count_parameters(run).items()]
+    with torch.device("meta" if "custom" not in _nets(run) else "cpu"):  # a net from elsewhere may read a file
+        task = build_task(run)
+    lines += [f"# {part}: {count:,} parameters" for part, count in count_parameters(task).items()]
     lines.append(f"# written to {run.dir}")
     return "\n".join(lines)
+
+
+def _nets(run: RunConfig) -> set[str]:
+    return {run.student.name} | ({run.teacher.net.name} if run.teacher.net else set())
 
 
 if __name__ == "__main__":

@@ -3,11 +3,15 @@
 from collections.abc import Callable
 
 from dist_train.config import NetConfig, RunConfig
+from dist_train.nets.custom import CustomNet
 from dist_train.nets.fusion import Teacher
 from dist_train.nets.nafnet import Nafnet
 from dist_train.nets.stages import RestorationNet
 
-NETS: dict[str, Callable[..., RestorationNet]] = {"nafnet": Nafnet}
+NETS: dict[str, Callable[..., RestorationNet]] = {
+    "nafnet": Nafnet,
+    "custom": CustomNet,
+}
 
 
 def build_net(config: NetConfig) -> RestorationNet:
@@ -20,10 +24,20 @@ def build_net(config: NetConfig) -> RestorationNet:
 
 
 def build_teacher(run: RunConfig) -> Teacher:
-    """The student's kind of net (or `teacher.net`) with SPF units for the prior's number of masks."""
+    """The student's kind of net (or `teacher.net`) with SPF units for the prior's number of masks.
+
+    Raises:
+        ValueError: the net names no stages.
+    """
     spf = run.teacher.spf
+    net = build_net(run.teacher.net or run.student)
+    if not net.stages:
+        raise ValueError(
+            "a teacher sees the masks through units after its stages, and this net names none; set student.stages (or "
+            "teacher.net.stages) to names of its submodules, or task to plain"
+        )
     return Teacher(
-        build_net(run.teacher.net or run.student),
+        net,
         num_masks=run.prior.num_masks,
         every=spf.every,
         max_channels=spf.max_channels,

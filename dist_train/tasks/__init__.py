@@ -1,6 +1,5 @@
 """What is trained: nets and losses as one module, `forward(batch, priors) -> losses`."""
 
-import torch
 from torch import nn
 
 from dist_train.config import RunConfig
@@ -30,8 +29,15 @@ def build_task(run: RunConfig) -> nn.Module:
     return DistillTask(student, teacher, run.loss)
 
 
-def count_parameters(run: RunConfig) -> dict[str, int]:
-    """Trained parameters of each part of the run's task."""
-    with torch.device("meta"):
-        parts = list(build_task(run).named_children())
-    return {name: sum(parameter.numel() for parameter in part.parameters()) for name, part in parts}
+def count_parameters(task: nn.Module) -> dict[str, int]:
+    """Trained parameters of each part of a new task: `student`, `teacher`, and `teacher.units`, its SPF alone.
+
+    Under ZeRO-3 the engine leaves empty parameters behind, so count before.
+    """
+    parts = dict(task.named_children())
+    if isinstance(task, DistillTask):
+        parts["teacher.units"] = task.teacher.units
+    return {
+        name: sum(parameter.numel() for parameter in part.parameters() if parameter.requires_grad)
+        for name, part in parts.items()
+    }
