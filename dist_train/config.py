@@ -10,6 +10,7 @@ the number of ranks in `plan_batch`. Derived values are properties; nothing is w
 """
 
 import difflib
+import itertools
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
@@ -43,6 +44,34 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
+class PatchChange(Section):
+    """Larger crops from some step on."""
+
+    from_step: Count
+    """Optimizer steps done before the first with such crops."""
+    crop_px: Count
+
+
+class MixupConfig(Section):
+    """MixUp, as in Uformer's recipe for SIDD: lam * (lq, gt) + (1 - lam) * (lq, gt) of another sample."""
+
+    alpha: Positive = 1.2
+    """lam is drawn from Beta(alpha, alpha)."""
+    from_step: CountOrZero = 0
+    """Optimizer steps done before the first mixed one; Uformer mixes after 5 epochs."""
+
+
+class RainmixConfig(Section):
+    """RainMix, as in EfficientDerain's v4 recipe: further streaks on each rainy picture, or on the clean one."""
+
+    clean: Fraction = 4 / 11
+    """Probability that they fall on the clean picture instead of the rainy one."""
+    streaks: str | None = None
+    """Folder of pictures of bright streaks on black, none smaller than the crops; published: Garg and Nayar's, which
+    are not shipped. None: streaks as `python -m shards synth rain_light` draws them. Its pictures are part of the
+    stream of samples: leave them alone while a run lasts."""
+
+
 class DataConfig(Section):
     """Where pairs come from and what is cut from them."""
 
@@ -52,12 +81,33 @@ class DataConfig(Section):
     """Folder of shards to validate on; none: no validation."""
     crop_px: Count = 128
     """Side of the square training crop."""
+    progressive: tuple[PatchChange, ...] = ()
+    """Larger crops as training goes on (Restormer's progressive patches, without its shrinking batches)."""
     flips: Literal["none", "horizontal", "all"] = "all"
     """Augmentation: nothing, left-right, or all eight flips and quarter turns."""
+    mixup: MixupConfig | None = None
+    """Mix pairs of samples; `{}` with the published numbers."""
+    rainmix: RainmixConfig | None = None
+    """Rain on the degraded pictures; `{}` with the published numbers."""
     workers: CountOrZero = 1
     """Reading processes per rank; 0 reads in the training process."""
     max_bad_samples: CountOrZero = 0
     """Unreadable samples (each replaced by a stand-in and reported) that a run may meet before all ranks stop."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "DataConfig":
+        steps = [0, *(change.from_step for change in self.progressive)]
+        crops_px = [self.crop_px, *(change.crop_px for change in self.progressive)]
+        for name, values in (("from_step", steps), ("crop_px", crops_px)):
+            if any(now <= before for before, now in itertools.pairwise(values)):
+                raise ValueError(
+                    f"progressive goes {name} {' -> '.join(map(str, values))}; each must be above the last"
+                )
+        return self
+
+    def crop_px_at(self, step: int) -> int:
+        """Side of the crops when `step` optimizer steps are done."""
+        return max([self.crop_px, *(change.crop_px for change in self.progressive if change.from_step <= step)])
 
 
 class NafnetConfig(Section):
@@ -70,6 +120,8 @@ class NafnetConfig(Section):
     dec_blk_nums: tuple[CountOrZero, ...] = (1, 1, 1, 1)
     tlc_train_px: CountOrZero = 0
     """Test-time local converter: side of the training crops; 0 pools globally. GoPro's published numbers use 256."""
+    extra_channels: CountOrZero = 0
+    """Channels beside RGB that `intro` takes: 1 in SAM-Deblur's CAT, S in its MAP. 0: what restores a picture alone."""
 
     @model_validator(mode="after")
     def _check(self) -> "NafnetConfig":
@@ -150,6 +202,18 @@ class UformerConfig(Section):
     square: bool = True
     """Pad to a square, as the official scripts. false: only to multiples of 16 windows, 1.7 times less work at
     1280x720, but other values near the border."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "UformerConfig":
+        for stage, (factor, heads) in enumerate(zip((1, 2, 4, 8, 16, 16, 8, 4, 2), self.num_heads, strict=True)):
+            if (channels := factor * self.embed_dim) % heads:
+                raise ValueError(
+                    f"num_heads[{stage}]={heads} does not divide the {channels} channels of its stage, {factor} x "
+                    f"embed_dim={self.embed_dim}; change one of them"
+                )
+        if self.img_size < 16:
+            raise ValueError(f"img_size={self.img_size} must be at least 16, the stride of the bottleneck")
+        return self
 
 
 class CustomConfig(Section):
@@ -424,7 +488,8 @@ def changed_method(before: RunConfig, now: RunConfig) -> list[str]:
     """
     fixed = (
         "task", "seed", "student", "teacher", "prior", "features", "loss",
-        "data.crop_px", "data.flips", "optim.global_batch", "optim.name",
+        "data.crop_px", "data.progressive", "data.flips", "data.mixup", "data.rainmix",
+        "optim.global_batch", "optim.name",
     )  # fmt: skip
     free = ("prior.checkpoint", "prior.download", "prior.points_per_batch", "features.weights")
     old, new = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
@@ -534,13 +599,14 @@ def _override(tree: dict[str, Any], override: str) -> None:
 def _explain(problem: Any) -> str:
     # pydantic puts the tag of a union (sam, nafnet) into the location; the user never wrote it.
     location = [str(part) for part in problem["loc"]]
+    tag = None
     for place in (("prior",), ("student",), ("teacher", "net")):
         if tuple(location[: len(place)]) == place and len(location) > len(place) + 1:
-            del location[len(place)]
+            tag = location.pop(len(place))
     key = ".".join(location) or "run"
     value = problem.get("input")
     if problem["type"] == "extra_forbidden":
-        known = _known_keys(location[:-1])
+        known = _known_keys(location[:-1], tag)
         near = difflib.get_close_matches(location[-1], known, n=1)
         hint = f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(known)}" if known else ""
         return f"{key}: no such setting{hint}"
@@ -554,8 +620,11 @@ def _explain(problem: Any) -> str:
     return f"{key}={value!r}: {problem['msg'].removeprefix('Value error, ')}"
 
 
-def _known_keys(location: list[str]) -> list[str]:
-    return sorted({key for section in _sections(location) for key in section.model_fields})
+def _known_keys(location: list[str], tag: str | None) -> list[str]:
+    """Settings at a place; where `name` tells several sections apart, those of the one called `tag`."""
+    sections = _sections(location)
+    named = [section for section in sections if tag and section.model_fields["name"].default == tag]
+    return sorted({key for section in named or sections for key in section.model_fields})
 
 
 def _names(location: list[str]) -> list[str]:

@@ -1,9 +1,23 @@
 """Synthetic degradations: functions of a clean picture and a random generator."""
 
 from collections.abc import Callable
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
+
+
+class Rng(Protocol):
+    """Source of chance: numpy's Generator, or whatever has these of its methods."""
+
+    def random(self, size: Any = None) -> Any:
+        """Uniform in [0, 1]."""
+
+    def uniform(self, low: float, high: float, size: Any = None) -> Any:
+        """Uniform in [low, high]."""
+
+    def normal(self, loc: float, scale: float) -> float:
+        """Of this mean and standard deviation."""
 
 
 def rain_light(gt: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -17,8 +31,13 @@ def rain_light(gt: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         (H,W,3) uint8 RGB. Parameters are fitted to 300 pairs of Rain100L: streaks (more than 10 grey levels) cover 15 %
         of the picture, are 32 levels bright in the mean, and leave 25.5 dB PSNR.
     """
-    layer = _streaks(
-        gt.shape[:2],
+    return _add(gt, light_streaks(gt.shape[:2], rng))
+
+
+def light_streaks(shape: tuple[int, ...], rng: Rng) -> np.ndarray:
+    """The layer that `rain_light` adds: (H,W) float32, grey levels in [0, 90]."""
+    return _streaks(
+        shape,
         rng,
         density=rng.uniform(0.0015, 0.004),
         length_px=rng.uniform(19, 44),
@@ -26,7 +45,6 @@ def rain_light(gt: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         angle_deg=rng.normal(0, 13),
         amplitude=rng.uniform(30, 90),
     )
-    return _add(gt, layer)
 
 
 def rain_heavy(gt: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -57,7 +75,7 @@ def _add(gt: np.ndarray, layer: np.ndarray) -> np.ndarray:
 
 def _streaks(
     shape: tuple[int, ...],
-    rng: np.random.Generator,
+    rng: Rng,
     *,
     density: float,
     length_px: float,

@@ -1,1 +1,1 @@
-"""Shards -> batches: order, reader, augment, loader."""
+"""Shards -> batches: order, reader, augment, mix, loader."""

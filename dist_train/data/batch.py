@@ -15,11 +15,14 @@ class Batch:
     gt: Tensor
     """(B,3,H,W) float32 RGB in [0,1]: ground truth, the same crop."""
     keys: tuple[str, ...]
-    """Sample of each row."""
+    """Sample of each row; with MixUp, the first of the two."""
     positions: Tensor
     """(B,) int64 on the CPU: place in the global stream of samples, over all epochs."""
     geometry: Tensor
-    """(B,4) int64 on the CPU: top, left, flip (0 or 1), quarter turns; see `dist_train.data.augment`."""
+    """(B,4) int64 on the CPU: top, left, flip (0 or 1), quarter turns; see `dist_train.data.augment`.
+
+    With MixUp that of the first of the two pictures: masks carried over from a whole picture then outline that one
+    alone, though it may weigh less than the other. A prior that looks at the mixed picture itself is not concerned."""
     bad: tuple[str, ...] = ()
     """One message for each sample that could not be read and was replaced by a stand-in."""
 

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 from dist_train.config import BatchPlan, DataConfig
 from dist_train.data.augment import apply_geometry, geometry_at
 from dist_train.data.batch import Batch
-from dist_train.data.order import STAND_IN, draws, sample_at
+from dist_train.data.mix import mixup, mixup_weight, rainmix, streak_pictures
+from dist_train.data.order import MIXUP, RAINMIX, STAND_IN, Chance, draws, partner_at, sample_at
 from dist_train.data.reader import BadSampleError, ShardReader
 
 _READS = 3  # of a sample that fails
@@ -34,11 +35,12 @@ def training_batches(
     """Micro-batches of one rank, without end.
 
     Pass a of step s on rank r holds the batch_per_rank positions from s * global_batch + (a * world + r) *
-    batch_per_rank, so a global batch is the same samples, crops and flips for any world size and number of workers.
+    batch_per_rank, so a global batch is the same samples, crops, flips and mixtures for any world size and number of
+    workers; all its crops have one side.
 
     Args:
         reader: the training set.
-        data: crop, flips, workers.
+        data: crops, augmentation, workers.
         seed: of the run.
         plan: for this `world`.
         rank, world: whose share.
@@ -52,7 +54,7 @@ def training_batches(
     """
     _check_fit(reader, data, plan)
     loader: DataLoader = DataLoader(
-        _Crops(reader, data, seed),
+        _Samples(reader, data, seed, plan.global_batch),
         batch_sampler=_positions(plan, rank=rank, world=world, start_step=start_step),
         num_workers=data.workers,
         collate_fn=_collate,
@@ -70,27 +72,45 @@ def _positions(plan: BatchPlan, *, rank: int, world: int, start_step: int) -> It
 
 
 class _Sample(NamedTuple):
-    lq: Tensor  # (3,P,P) uint8; a quarter of the floats on their way out of the worker
+    lq: Tensor  # (3,P,P) in [0,255]: uint8, a quarter of the floats on their way out of the worker, unless mixed
     gt: Tensor
     key: str
     position: int
     geometry: tuple[int, int, int, int]
-    bad: str | None
+    bad: tuple[str, ...]
 
 
-class _Crops(Dataset):
+class _Samples(Dataset):
     """Position in the stream -> sample."""
 
-    def __init__(self, reader: ShardReader, data: DataConfig, seed: int) -> None:
-        self.reader, self.data, self.seed = reader, data, seed
+    def __init__(self, reader: ShardReader, data: DataConfig, seed: int, global_batch: int) -> None:
+        self.reader, self.data, self.seed, self.global_batch = reader, data, seed, global_batch
+        folder = data.rainmix and data.rainmix.streaks
+        self.streaks = streak_pictures(folder, least_px=_largest_crop(data)[1]) if folder else ()
 
     def __getitem__(self, position: int) -> _Sample:
+        sample, config = self._unmixed(position), self.data.mixup
+        if config is None or position // self.global_batch < config.from_step:
+            return sample
+        partner = self._unmixed(partner_at(position, seed=self.seed, global_batch=self.global_batch))
+        weight = mixup_weight(Chance(self.seed, position, MIXUP), config.alpha)
+        lq, gt = (
+            torch.from_numpy(mixup(one.numpy(), other.numpy(), weight))
+            for one, other in ((sample.lq, partner.lq), (sample.gt, partner.gt))
+        )
+        return sample._replace(lq=lq, gt=gt, bad=sample.bad + partner.bad)
+
+    def _unmixed(self, position: int) -> _Sample:
         number = sample_at(position, seed=self.seed, num_samples=len(self.reader))
         number, pair, bad = self._readable(number, position)
-        size_px, crop_px = self.reader.size_px(number), self.data.crop_px
+        size_px, crop_px = self.reader.size_px(number), self.data.crop_px_at(position // self.global_batch)
         geometry = geometry_at(self.seed, position, size_px, crop_px=crop_px, flips=self.data.flips)
         lq, gt = (apply_geometry(torch.from_numpy(rgb).permute(2, 0, 1), geometry, crop_px) for rgb in pair)
-        return _Sample(lq, gt, self.reader.keys[number], position, geometry, bad)
+        if config := self.data.rainmix:
+            chance = Chance(self.seed, position, RAINMIX)
+            rainy = rainmix(lq.numpy(), gt.numpy(), chance, clean=config.clean, streaks=self.streaks)
+            lq = torch.from_numpy(rainy)
+        return _Sample(lq, gt, self.reader.keys[number], position, geometry, (bad,) if bad else ())
 
     def _readable(self, number: int, position: int) -> tuple[int, tuple[np.ndarray, np.ndarray], str | None]:
         """The sample, or a stand-in that depends on the position alone, so that it too is the same for any world."""
@@ -122,7 +142,7 @@ def _collate(samples: list[_Sample]) -> Batch:
         keys=tuple(sample.key for sample in samples),
         positions=torch.tensor([sample.position for sample in samples]),
         geometry=torch.tensor([sample.geometry for sample in samples]),
-        bad=tuple(sample.bad for sample in samples if sample.bad),
+        bad=tuple(message for sample in samples for message in sample.bad),
     )
 
 
@@ -148,11 +168,19 @@ def _check_fit(reader: ShardReader, data: DataConfig, plan: BatchPlan) -> None:
             f"optim.global_batch={plan.global_batch} but data.train={reader.folder} has {len(reader)} samples; set "
             f"optim.global_batch to at most {len(reader)}, or write more samples"
         )
+    setting, crop_px = _largest_crop(data)
     sizes = {key: reader.size_px(number) for number, key in enumerate(reader.keys)}
-    small = [f"{key} ({w}x{h})" for key, (h, w) in sizes.items() if min(h, w) < data.crop_px]
+    small = [f"{key} ({w}x{h})" for key, (h, w) in sizes.items() if min(h, w) < crop_px]
     if small:
         listed = ", ".join(small[:10]) + (f" and {len(small) - 10} more" if len(small) > 10 else "")
         raise ValueError(
-            f"data.crop_px={data.crop_px} but data.train={reader.folder} has smaller pictures: {listed}; set "
-            f"data.crop_px to at most {min(map(min, sizes.values()))}, or write the shards without them"
+            f"{setting}={crop_px} but data.train={reader.folder} has smaller pictures: {listed}; set "
+            f"{setting} to at most {min(map(min, sizes.values()))}, or write the shards without them"
         )
+
+
+def _largest_crop(data: DataConfig) -> tuple[str, int]:
+    """The setting, and its side; crops only grow."""
+    if not data.progressive:
+        return "data.crop_px", data.crop_px
+    return f"data.progressive.{len(data.progressive) - 1}.crop_px", data.progressive[-1].crop_px

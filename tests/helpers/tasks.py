@@ -29,8 +29,15 @@ def tiny_run(tmp: Path | str = "unused", **sections: object) -> RunConfig:
         "optim": {"steps": 8, "global_batch": 4, "lr": 1e-3},
     }
     for name, section in sections.items():
-        tree[name] = {**tree.get(name, {}), **section} if isinstance(section, dict) else section  # type: ignore[dict-item]
+        tree[name] = {**tree.get(name, {}), **section} if _adds(tree.get(name), section) else section  # type: ignore[dict-item]
     return parse_run(tree, source="tiny_run")
+
+
+def _adds(default: object, section: object) -> bool:
+    """Whether a section changes the default, and is not another kind (net, prior) altogether."""
+    if not isinstance(section, dict) or not isinstance(default, dict):
+        return False
+    return "name" not in section or section["name"] == default.get("name")
 
 
 def tiny_task(run: RunConfig) -> nn.Module:

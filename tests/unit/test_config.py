@@ -48,6 +48,10 @@ def test_precedence_and_round_trip(config: Path) -> None:
         ("optim.lr", "an override is key.sub=value"),
         ("engine={precision: bf16, zero_stage: 0}", "needs engine.zero_stage=1, 2 or 3"),
         ("student={name: nafnet, enc_blk_nums: [1]}", "needs as many up as down"),
+        (
+            "student={name: nafnet, stages: 3}",
+            "student.stages: no such setting; known here: dec_blk_nums, enc_blk_nums",
+        ),
         ("student.width=8", "student.name: must be one of custom, efficientderain, nafnet, rcdnet, uformer"),
         ("student.name=nafent", "student.name: 'nafent' is none of"),
     ],

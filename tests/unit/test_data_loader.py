@@ -12,6 +12,8 @@ import torch
 from dist_train.config import BatchPlan, DataConfig
 from dist_train.data.augment import apply_geometry, geometry_at, undo_turns
 from dist_train.data.loader import training_batches
+from dist_train.data.mix import mixup_weight
+from dist_train.data.order import MIXUP, Chance, partner_at
 from dist_train.data.reader import BadSampleError, ShardReader
 from shards.codec import decode_rgb
 from shards.schema import ShardError
@@ -74,11 +76,73 @@ def test_any_world_accumulation_and_workers_give_the_same_bits(folder, world, ac
     assert all(same(*both) for both in zip(expected, found, strict=True))
 
 
-def test_resuming_continues_the_uninterrupted_stream(folder):
-    whole = list(global_batches(folder, world=1, steps=5))
-    assert all(
-        same(*both) for both in zip(whole[3:], global_batches(folder, world=2, start_step=3, steps=2), strict=True)
-    )
+RECIPES = {
+    "none": {},
+    "progressive": {"progressive": [{"from_step": 1, "crop_px": 18}, {"from_step": 4, "crop_px": 24}]},
+    "mixup": {"mixup": {"from_step": 1}},
+    "rainmix": {"rainmix": {}},
+}
+RECIPES["all"] = RECIPES["progressive"] | RECIPES["mixup"] | RECIPES["rainmix"]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_resuming_elsewhere_continues_the_uninterrupted_stream(folder, recipe):
+    whole = list(global_batches(folder, world=1, steps=5, **RECIPES[recipe]))
+    for world, accum, workers, start in ((2, 1, 0, 3), (4, 2, 0, 4), (1, 2, 2, 0), (2, 2, 1, 1)):
+        rest = global_batches(
+            folder, world=world, accum=accum, workers=workers, start_step=start, steps=5 - start, **RECIPES[recipe]
+        )
+        assert all(same(*both) for both in zip(whole[start:], rest, strict=True))
+
+
+def test_crops_grow_at_the_first_position_of_a_step_and_stay_cut_from_their_pictures(folder, source):
+    sides = []
+    for lq, gt, keys, geometry, _ in global_batches(folder, world=2, steps=6, **RECIPES["progressive"]):
+        sides.append(lq.shape[-1])
+        assert lq.shape == gt.shape and torch.allclose(lq + gt, torch.ones(()))
+        rgb = torch.from_numpy(decode_rgb((source / "lq" / f"{keys[0]}.png").read_bytes())).permute(2, 0, 1)
+        assert torch.equal((lq[0] * 255).round().byte(), apply_geometry(rgb, geometry[0], sides[-1]))
+    assert sides == [16, 18, 18, 18, 24, 24]
+
+
+def test_mixup_weighs_a_sample_against_one_of_its_global_batch_both_sides_alike(folder):
+    plain = list(global_batches(folder, world=1))
+    mixed = list(global_batches(folder, world=2, mixup={"from_step": 1, "alpha": 0.7}))
+    assert same(plain[0], mixed[0])
+    for step in (1, 2):
+        for row, position in enumerate(range(step * GLOBAL, (step + 1) * GLOBAL)):
+            partner = partner_at(position, seed=9, global_batch=GLOBAL) % GLOBAL
+            weight = mixup_weight(Chance(9, position, MIXUP), 0.7)
+            for side in (0, 1):
+                expected = weight * plain[step][side][row] + (1 - weight) * plain[step][side][partner]
+                assert torch.allclose(mixed[step][side][row], expected, atol=1e-6)
+        assert not torch.equal(plain[step][0], mixed[step][0])
+        assert plain[step][2] == mixed[step][2] and torch.equal(plain[step][3], mixed[step][3])
+
+
+def test_rainmix_leaves_the_ground_truth_alone_and_rains_on_either_picture(folder):
+    share = {}
+    for clean in (0, 4 / 11, 1):
+        batches = zip(
+            global_batches(folder, world=1), global_batches(folder, world=1, rainmix={"clean": clean}), strict=True
+        )
+        on_clean = []
+        for (lq, gt, *_), (rainy, same_gt, *_) in batches:
+            assert torch.equal(gt, same_gt) and rainy.dtype == torch.float32 and rainy.max() <= 1
+            on_lq, on_gt = ((rainy >= base - 1e-6).flatten(1).all(1) for base in (lq, gt))
+            assert (on_lq ^ on_gt).all()
+            on_clean += on_gt.tolist()
+        share[clean] = sum(on_clean) / len(on_clean)
+    assert share[0] == 0 < share[4 / 11] < share[1] == 1
+
+
+def test_a_bad_partner_is_reported_too(folder):
+    _spoil(folder, "s-5")
+    plain = list(global_batches(folder, world=1))
+    mixed = list(global_batches(folder, world=2, workers=1, mixup={}))
+    assert any(before[4] for before in plain)
+    for before, after in zip(plain, mixed, strict=True):  # once as itself, once as a partner
+        assert set(after[4]) == set(before[4]) and len(after[4]) == 2 * len(before[4])
 
 
 def test_an_epoch_drops_and_repeats_no_sample_and_cuts_it_anew(folder):
@@ -183,6 +247,12 @@ def test_settings_that_do_not_fit_the_data_are_refused_before_the_first_step(fol
         ValueError, match=r"data.crop_px=25 .* s-1 \(32x24\).* and 1 more; set data.crop_px to at most 24"
     ):
         training_batches(reader, config(crop_px=25), seed=0, plan=BatchPlan(8, 8, 1))
+    grow = [{"from_step": 1, "crop_px": 20}, {"from_step": 2, "crop_px": 25}]
+    with pytest.raises(ValueError, match=r"data.progressive.1.crop_px=25 .* set data.progressive.1.crop_px to at most"):
+        training_batches(reader, config(progressive=grow), seed=0, plan=BatchPlan(8, 8, 1))
+    streaks = config(rainmix={"streaks": str(tmp_path / "nowhere")})
+    with pytest.raises(ValueError, match="data.rainmix.streaks=.*nowhere is no folder"):
+        training_batches(reader, streaks, seed=0, plan=BatchPlan(8, 8, 1))
     (folder / "000000.tar").write_bytes(b"")
     with pytest.raises(ShardError, match="has 0 bytes instead of .*python -m shards check"):
         ShardReader(folder)
