@@ -450,6 +450,11 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":
         nets = [self.student] + ([self.teacher.net] if self.teacher.net and self.task == "distill" else [])
+        if wide := [net for net in nets if net.name == "nafnet" and net.extra_channels]:
+            raise ValueError(
+                f"extra_channels={wide[0].extra_channels}: such a net wants masks beside the picture, and no task "
+                "gives them yet; set it to 0"
+            )
         if self.loss.rec == "rcdnet" and (other := [net.name for net in nets if net.name != "rcdnet"]):
             raise ValueError(
                 f"loss.rec=rcdnet is over the pictures of RCDNet's stages, and {other[0]} has none; set loss.rec to "

@@ -258,11 +258,15 @@ class Engine:
     def weights(self) -> dict[str, Tensor]:
         """Full state dict of the task in float32, copied to the CPU. All ranks call; all get it."""
         with self._whole(self.task):
-            return {name: tensor.detach().cpu().clone() for name, tensor in self.task.state_dict().items()}
+            state = {name: tensor.detach().cpu().clone() for name, tensor in self.task.state_dict().items()}
+        return state | _statistics_of_main(self.task, state)
 
     def ema_weights(self) -> dict[str, Tensor] | None:
-        """State dict of the averaged student on the CPU, or None if the run keeps none."""
-        return None if self._ema is None else {name: tensor.cpu().clone() for name, tensor in self._ema.items()}
+        """State dict of the averaged student on the CPU, or None if the run keeps none. All ranks call; all get it."""
+        if self._ema is None:
+            return None
+        state = {name: tensor.cpu().clone() for name, tensor in self._ema.items()}
+        return state | _statistics_of_main(self._student, state)
 
     def whole_task(self) -> nn.Module:
         """A plain copy of the task with whole weights and the averaged student, in eval mode, on this rank's device.
@@ -288,6 +292,13 @@ class Engine:
     def close(self) -> None:
         """Take DeepSpeed's hooks off."""
         self._engine.destroy()
+
+
+def _statistics_of_main(module: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The main rank's running statistics. Where each rank's batch norm follows its own samples they differ, and what is
+    saved and validated must not depend on who looks."""
+    names = [name for name, buffer in module.named_buffers() if buffer.is_floating_point()]
+    return ranks.broadcast_object({name: state[name] for name in names}) if names else {}
 
 
 def _import_deepspeed() -> Any:

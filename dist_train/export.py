@@ -2,6 +2,7 @@
 
     derain.safetensors      float32, keys of the net's official release, nothing of the teacher
     derain.json             net, configuration, data, commit, scores, sha256 of the weights
+    derain.pth              instead of both, for the net's official program; see `dist_train.nets.official`
 
 Neither writing nor loading it needs SAM, VGG, the teacher, DeepSpeed, wandb or the data.
 """
@@ -22,66 +23,114 @@ from torch import Tensor, nn
 from dist_train.checkpoint import save_tensors
 from dist_train.config import NetConfig, RunConfig, parse_run
 from dist_train.nets import build_net
+from dist_train.nets.official import official_layout, open_official
 from shards.schema import sha256_of
 
 FORMAT = "restill-student-1"
+OFFICIAL_SUFFIXES = (".pth", ".pt")
 
 
 def export_student(
     checkpoint: Path, out: Path, *, ema: bool | None = None, scores: Mapping[str, float] | None = None
-) -> Path:
-    """Write the student of a checkpoint as `out` and its card as `out` with suffix .json.
-
-    Both are first written to a temporary folder and loaded back; only if every tensor came back equal do they take
-    their names. A crash between the two names leaves a pair that `load_student` refuses by its sha256.
+) -> dict[str, Any]:
+    """Write the student of a checkpoint.
 
     Args:
         checkpoint: folder of one verified checkpoint (see `dist_train.checkpoint.find`).
-        out: a .safetensors file; replaced if it is there.
+        out: as for `write_export`.
         ema: whether to take the moving average; None: if the checkpoint has one.
         scores: numbers for the card; the names carry the protocol, for example `val/rgb/psnr/student`.
 
     Returns:
-        `out`.
+        The card.
 
     Raises:
-        ValueError: `out` has another suffix; or as `student_of`.
+        ValueError: as `write_export` or `student_of`.
     """
-    if out.suffix != ".safetensors":
-        raise ValueError(f"{out}: an export is a .safetensors file; call it {out.with_suffix('.safetensors')}")
     ema = (checkpoint / "ema.safetensors").exists() if ema is None else ema
-    weights = student_of(checkpoint, ema=ema).state_dict()
+    net = student_of(checkpoint, ema=ema)
     state, run = _read_state(checkpoint)
+    facts = {
+        "task": run.task,
+        "step": state["step"],
+        "samples_seen": state["samples_seen"],
+        "ema": ema,
+        "scores": dict(scores or {}),
+        "data": state["env"]["data"],
+        "commit": state["env"]["commit"],
+        "config": state["config"],
+    }
+    return write_export(net, out, config=run.student, facts=facts)
 
+
+def export_again(weights: Path, out: Path, *, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the net of a file of weights in another form.
+
+    Args:
+        weights, fields: as for `load_net`.
+        out: as for `write_export`.
+
+    Returns:
+        The card, that of `weights` with what is new; of an official file it keeps the name and sha256.
+
+    Raises:
+        ValueError: as `load_net` or `write_export`.
+    """
+    net, card = load_net(weights, fields)
+    config = TypeAdapter(NetConfig).validate_python(card["net"])
+    return write_export(net, out, config=config, facts={"scores": {}} | card)
+
+
+def write_export(net: nn.Module, out: Path, *, config: NetConfig, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Write a net as `out` and, beside a .safetensors file, its card with suffix .json.
+
+    All is first written to a temporary folder and loaded back; only if every tensor came back equal does it take its
+    name. A crash between the two names leaves a pair that `load_student` refuses by its sha256.
+
+    Args:
+        net: the weights.
+        out: a .safetensors file, or .pth for the layout of the net's official release; replaced if it is there.
+        config: of the net.
+        facts: what else the card says.
+
+    Returns:
+        The card.
+
+    Raises:
+        ValueError: `out` has another suffix, or the net has no official layout.
+    """
+    weights = net.state_dict()
     part = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    file = part / out.name
+    card = {
+        "format": FORMAT,
+        "net": config.model_dump(mode="json"),
+        "images": "RGB in [0,1], (B,3,H,W), any H and W; clamp the output",
+        "parameters": sum(parameter.numel() for parameter in net.parameters()),
+        **facts,
+    }
     part.mkdir(parents=True)
     try:
-        file = part / out.name
-        save_tensors(file, weights, metadata={"format": "pt"})  # the metadata transformers and diffusers ask for
-        card = {
-            "format": FORMAT,
-            "net": run.student.model_dump(mode="json"),
-            "images": "RGB in [0,1], (B,3,H,W), any H and W; clamp the output",
-            "task": run.task,
-            "step": state["step"],
-            "samples_seen": state["samples_seen"],
-            "ema": ema,
-            "scores": dict(scores or {}),
-            "parameters": sum(tensor.numel() for tensor in weights.values()),
-            "sha256": sha256_of(file),
-            "data": state["env"]["data"],
-            "commit": state["env"]["commit"],
-            "config": state["config"],
-        }
-        file.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n")
+        if out.suffix == ".safetensors":
+            save_tensors(file, weights, metadata={"format": "pt"})  # the metadata transformers and diffusers ask for
+            card["sha256"] = sha256_of(file)
+            file.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n")
+        elif out.suffix == ".pth":
+            # The old serialisation is what every PyTorch reads, the 0.4 of RCDNet's program too.
+            torch.save(official_layout(config, weights), file, _use_new_zipfile_serialization=False)
+        else:
+            raise ValueError(
+                f"{out}: an export ends in .safetensors, or in .pth for the net's official program; "
+                f"call it {out.with_suffix('.safetensors')}"
+            )
         _prove(file, weights)
-        for written in (file, file.with_suffix(".json")):
+        for written in sorted(part.iterdir()):
             with written.open("rb") as handle:
                 os.fsync(handle.fileno())
             written.replace(out.with_name(written.name))
     finally:
         shutil.rmtree(part)
-    return out
+    return card
 
 
 def student_of(checkpoint: Path, *, ema: bool | None = None) -> nn.Module:
@@ -104,6 +153,35 @@ def student_of(checkpoint: Path, *, ema: bool | None = None) -> nn.Module:
     net = build_net(_read_state(checkpoint)[1].student)
     net.load_state_dict(weights)
     return net.eval().requires_grad_(False)
+
+
+def load_net(weights: Path, fields: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
+    """Load an exported student or a file of an official release, ready to restore.
+
+    Args:
+        weights: .safetensors with its card beside it, or an official .pth or .pt.
+        fields: settings of the net that an official file cannot say; see `dist_train.nets.official.UNSAID`.
+
+    Returns:
+        As `load_student`. The card of an official file has `net`, `title`, `parameters` and `official`.
+
+    Raises:
+        ValueError: as `load_student` or `dist_train.nets.official.open_official`; or the net wants more than a picture.
+    """
+    if weights.suffix not in OFFICIAL_SUFFIXES:
+        if fields:
+            raise ValueError(f"{weights} has a card that says all of its net; {', '.join(fields)} is not to be given")
+        return load_student(weights)
+    net, found = open_official(weights, fields)
+    if found.name in ("masknafnet", "segnafnet"):
+        raise ValueError(f"{weights} holds {found.title}, which wants masks beside the picture; no command gives them")
+    card = {
+        "net": found.config.model_dump(mode="json"),
+        "title": found.title,
+        "parameters": sum(parameter.numel() for parameter in net.parameters()),
+        "official": {"file": weights.name, "sha256": sha256_of(weights)},
+    }
+    return net.requires_grad_(False), card
 
 
 def load_student(weights: Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -165,8 +243,8 @@ def _read_card(weights: Path) -> dict[str, Any]:
 
 
 def _prove(file: Path, weights: Mapping[str, Tensor]) -> None:
-    reloaded = load_student(file)[0].state_dict()
-    assert reloaded.keys() == weights.keys(), "load_student is strict"
+    reloaded = load_net(file, {})[0].state_dict()
+    assert reloaded.keys() == weights.keys(), "loading is strict"
     for key, tensor in weights.items():
         if not torch.equal(reloaded[key], tensor):
             raise OSError(f"{file}: {key} read back is not what was written; is the disk sound?")

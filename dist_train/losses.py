@@ -84,7 +84,10 @@ RECONSTRUCTION: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 def reconstruction(name: str, output: Tensor, gt: Tensor, *, lq: Tensor, trace: Mapping[str, list[Tensor]]) -> Tensor:
     """The loss `LossConfig.rec` names: of the restored picture, or of all that the net made on its way."""
-    return rcdnet_loss(trace, gt, lq) if name == "rcdnet" else RECONSTRUCTION[name](output, gt)
+    if name == "rcdnet":
+        # The last background is the output: the loss must reach the net by it, where gradients are measured and hooked.
+        return rcdnet_loss({**trace, "backgrounds": [*trace["backgrounds"][:-1], output]}, gt, lq)
+    return RECONSTRUCTION[name](output, gt)
 
 
 def spd(student_out: Tensor, teacher_out: Tensor, config: SpdConfig) -> Tensor:

@@ -39,8 +39,9 @@ def draw(args: argparse.Namespace) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     net, card = load_student(args.weights)
     net = net.to(device)
-    run = parse_run(card["config"], source=str(args.weights.with_suffix(".json")))
-    prior = build_prior(run.prior, device) if run.task == "distill" else None
+    # What was made of an official file has no run.
+    run = parse_run(card["config"], source=str(args.weights.with_suffix(".json"))) if "config" in card else None
+    prior = build_prior(run.prior, device) if run and run.task == "distill" else None
 
     def restore(batch: Batch) -> dict[str, Tensor]:
         student_out = net(batch.lq)

@@ -1,8 +1,12 @@
 """What all entry points share: logging with the rank in front, and errors as one line a person can act on."""
 
+import argparse
 import logging
 import sys
 from collections.abc import Callable
+from typing import Any
+
+import yaml
 
 from dist_train import ranks
 from dist_train.ranks import TrainingError
@@ -17,6 +21,28 @@ def set_up_logging() -> None:
         datefmt="%H:%M:%S",
         force=True,
     )
+
+
+def add_net_option(parser: argparse.ArgumentParser) -> None:
+    """The option --net, a list of (key, value), for `dist_train.export.load_net`."""
+    parser.add_argument(
+        "--net",
+        nargs="+",
+        default=[],
+        type=_setting,
+        metavar="KEY=VALUE",
+        help="what an official file cannot say of its net, for example img_size=128; launch.doctor lists it",
+    )
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    try:
+        if equals:
+            return key, yaml.safe_load(value)
+    except yaml.YAMLError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
 
 
 def run_main(main: Callable[[], int]) -> int:

@@ -237,7 +237,6 @@ def check_path(path: Path) -> Findings:
     """One thing the user named: shards, a run, a configuration, weights."""
     from dist_train.checkpoint import find
     from dist_train.export import load_student
-    from dist_train.priors.weights import load_state, looks_like
 
     try:
         if (path / "manifest.json").is_file():
@@ -245,14 +244,13 @@ def check_path(path: Path) -> Findings:
         elif path.suffix in (".yaml", ".yml"):
             yield from check_config(path)
         elif path.suffix == ".safetensors":
-            net, card = load_student(path)
+            _, card = load_student(path)
+            origin = f"step {card['step']}" if "step" in card else f"from {card['official']['file']}"
             yield Finding(
-                "ok",
-                str(path),
-                f"student {card['net']['name']}, step {card['step']}, {card['parameters']:,} parameters",
+                "ok", str(path), f"student {card['net']['name']}, {origin}, {card['parameters']:,} parameters"
             )
         elif path.suffix in (".pth", ".pt"):
-            yield Finding("ok", str(path), looks_like(load_state(path, setting="weights")))
+            yield from check_official(path)
         elif path.is_dir() and (newest := find(path)):
             yield Finding("ok", str(path), f"run; its newest whole checkpoint is {newest.name}")
         elif not path.exists():
@@ -263,6 +261,24 @@ def check_path(path: Path) -> Findings:
             yield Finding("FAIL", str(path), what, mend)
     except ValueError as error:
         yield Finding("FAIL", str(path), str(error))
+
+
+def check_official(path: Path) -> Findings:
+    """What net a .pth file holds, whether all of it, and what it cannot say."""
+    from dist_train.nets.identify import identify
+    from dist_train.nets.official import UNSAID, open_official, read_official
+    from dist_train.priors.weights import looks_like
+
+    state = read_official(path)
+    if identify(state) is None:
+        yield Finding("ok", str(path), looks_like(state))
+        return
+    net, found = open_official(path, {})
+    num_parameters = sum(parameter.numel() for parameter in net.parameters())
+    yield Finding("ok", str(path), f"{found.title}, {num_parameters:,} parameters")
+    for key in UNSAID[found.config.name]:
+        about = " ".join((type(found.config).model_fields[key].description or "").split())
+        yield Finding("ok", f"  {key}", f"{getattr(found.config, key)} unless given (--net {key}=...): {about}")
 
 
 def check_shards(folder: Path) -> Findings:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.console import run_main, set_up_logging
+from launch.console import add_net_option, run_main, set_up_logging
 
 if TYPE_CHECKING:
     import torch
@@ -20,12 +20,15 @@ def main(argv: list[str] | None = None) -> int:
         "on one process or under a launcher, which shares the pictures out.",
     )
     parser.add_argument(
-        "weights", type=Path, help="an exported student (.safetensors), or a run's folder or checkpoint"
+        "weights",
+        type=Path,
+        help="an exported student (.safetensors), a .pth of a net's official release, a run's folder, or a checkpoint",
     )
     parser.add_argument("shards", type=Path, help="folder of shards to score on")
     parser.add_argument("--protocol", nargs="+", default=["rgb", "y_uint8"], help="rgb, y_uint8, y_double, gopro")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--json", type=Path, help="also write every picture's numbers to this file")
+    add_net_option(parser)
     args = parser.parse_args(argv)
     set_up_logging()
     return run_main(lambda: score(args))
@@ -51,15 +54,17 @@ def _score(args: argparse.Namespace, device: "torch.device") -> int:
     from dist_train.checkpoint import find_agreed
     from dist_train.data.reader import ShardReader
     from dist_train.evaluate import as_records, evaluate, means
-    from dist_train.export import load_student, student_of
+    from dist_train.export import load_net, student_of
 
     if args.weights.is_dir():
+        if args.net:
+            raise ValueError("--net is for official files; a run says all of its net")
         checkpoint = find_agreed(args.weights)
         if checkpoint is None:
             raise ValueError(f"{args.weights} holds no checkpoint; give a run's folder or an exported .safetensors")
         net = student_of(checkpoint)
     else:
-        net, _ = load_student(args.weights)
+        net, _ = load_net(args.weights, dict(args.net))
     reader = ShardReader(args.shards)
     net.to(device)
     rows = evaluate(lambda batch: {"student_out": net(batch.lq)}, reader, protocols=args.protocol, device=device)

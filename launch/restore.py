@@ -1,10 +1,10 @@
-"""Restore pictures with an exported student: `python -m launch.restore WEIGHTS INPUT OUTPUT`."""
+"""Restore pictures with an exported student or an official file: `python -m launch.restore WEIGHTS INPUT OUTPUT`."""
 
 import argparse
 import sys
 from pathlib import Path
 
-from launch.console import run_main, set_up_logging
+from launch.console import add_net_option, run_main, set_up_logging
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -14,13 +14,18 @@ def main(argv: list[str] | None = None) -> int:
         description="Restore a picture, or every picture in a folder and below it. Sizes, grey, alpha, 16 bit and "
         "file formats stay what they are.",
     )
-    parser.add_argument("weights", type=Path, help=".safetensors file that launch.export wrote, its card beside it")
+    parser.add_argument(
+        "weights",
+        type=Path,
+        help=".safetensors file that launch.export wrote, its card beside it, or a .pth of a net's official release",
+    )
     parser.add_argument("input", type=Path, help="a picture or a folder")
     parser.add_argument("output", type=Path, help="a folder; for one picture a file name too")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument(
         "--overwrite", action="store_true", help="replace outputs that exist; inputs are never replaced"
     )
+    add_net_option(parser)
     args = parser.parse_args(argv)
     set_up_logging()
     return run_main(lambda: restore(args))
@@ -30,13 +35,13 @@ def restore(args: argparse.Namespace) -> int:
     """Restore each picture and name those that could not be."""
     import torch
 
-    from dist_train.export import load_student
+    from dist_train.export import load_net
     from dist_train.restore import restore_folder
 
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda, but PyTorch sees no GPU; python -m launch.doctor tells why")
     device = "cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu"
-    net, _ = load_student(args.weights)
+    net, _ = load_net(args.weights, dict(args.net))
     result = restore_folder(net.to(device), args.input, args.output, device=device, overwrite=args.overwrite)
     for picture, reason in result.failed.items():
         print(f"not restored: {picture}: {reason}", file=sys.stderr)

@@ -4,12 +4,21 @@ from collections.abc import Callable
 
 from dist_train.config import NetConfig, RunConfig
 from dist_train.nets.custom import CustomNet
+from dist_train.nets.efficientderain import EfficientDerain
 from dist_train.nets.fusion import Teacher
 from dist_train.nets.nafnet import Nafnet
+from dist_train.nets.official import load_official
+from dist_train.nets.rcdnet import build_rcdnet
 from dist_train.nets.stages import RestorationNet
+from dist_train.nets.uformer import Uformer
+
+__all__ = ["NETS", "RestorationNet", "build_net", "build_teacher", "load_official"]
 
 NETS: dict[str, Callable[..., RestorationNet]] = {
     "nafnet": Nafnet,
+    "rcdnet": build_rcdnet,
+    "efficientderain": EfficientDerain,
+    "uformer": Uformer,
     "custom": CustomNet,
 }
 

@@ -82,6 +82,7 @@ class Nafnet(RestorationNet):
         middle_blk_num, enc_blk_nums, dec_blk_nums: blocks per stage.
         tlc_train_px: side of the training crops. If not 0, each block's global pooling becomes a mean over a box 1.5
             times as large as its training features, as in the official NAFNetLocal; at that size both are the same.
+        extra_channels: beside RGB in what goes in, (B,3+extra_channels,H,W); the residual is RGB's.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Nafnet(RestorationNet):
         enc_blk_nums: tuple[int, ...],
         dec_blk_nums: tuple[int, ...],
         tlc_train_px: int = 0,
+        extra_channels: int = 0,
     ):
         super().__init__()
         levels = len(enc_blk_nums)
@@ -101,7 +103,7 @@ class Nafnet(RestorationNet):
             side = (tlc_train_px // 2**level) * int(1.5 * tlc_train_px) // tlc_train_px if tlc_train_px else 0
             return nn.Sequential(*(NafBlock(width * 2**level, pool_side=side) for _ in range(count)))
 
-        self.intro = nn.Conv2d(3, width, 3, padding=1)
+        self.intro = nn.Conv2d(3 + extra_channels, width, 3, padding=1)
         self.ending = nn.Conv2d(width, 3, 3, padding=1)
         self.encoders = nn.ModuleList(blocks(count, level) for level, count in enumerate(enc_blk_nums))
         self.decoders = nn.ModuleList(blocks(count, levels - 1 - i) for i, count in enumerate(dec_blk_nums))
@@ -137,4 +139,4 @@ class Nafnet(RestorationNet):
         for decoder, up, skip in zip(self.decoders, self.ups, reversed(skips), strict=True):
             index += 1
             x = after_stage(index, decoder(up(x) + skip))
-        return self.ending(x) + padded
+        return self.ending(x) + padded[:, :3]

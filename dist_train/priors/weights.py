@@ -111,7 +111,7 @@ def load_state(path: Path, *, setting: str) -> dict[str, Tensor]:
         raise ValueError(f"{setting}={path}: no such file")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+    except (RuntimeError, EOFError, KeyError, IndexError, OSError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{setting}={path}: not a readable PyTorch file, or cut short ({reason})") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):

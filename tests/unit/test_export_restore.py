@@ -13,12 +13,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dist_train import checkpoint
-from dist_train.config import RunConfig
-from dist_train.export import export_student, load_student
+from dist_train.config import NafnetConfig, RunConfig
+from dist_train.export import export_student, load_net, load_student
 from dist_train.nets import build_net
+from dist_train.nets.official import official_layout
 from dist_train.restore import restore_folder, restore_image
+from launch import doctor
+from launch import evaluate as evaluate_command
 from launch import export as export_command
 from launch import restore as restore_command
+from shards.schema import sha256_of
 
 pytestmark = pytest.mark.unit
 
@@ -59,7 +63,9 @@ def trained(tmp_path) -> Path:
 
 @pytest.fixture
 def exported(trained, tmp_path) -> Path:
-    return export_student(trained / "checkpoints/step-00000007", tmp_path / "out" / "student.safetensors")
+    out = tmp_path / "out" / "student.safetensors"
+    export_student(trained / "checkpoints/step-00000007", out)
+    return out
 
 
 def test_export_carries_the_student_alone_and_says_what_it_is(trained, tmp_path, capsys):
@@ -70,7 +76,7 @@ def test_export_carries_the_student_alone_and_says_what_it_is(trained, tmp_path,
     assert net.state_dict().keys() == load_file(out).keys() == saved.keys()
     assert all(torch.equal(net.state_dict()[key], saved[key]) for key in saved)
     assert not net.training and not any(parameter.requires_grad for parameter in net.parameters())
-    assert card["net"] == {**NET, "tlc_train_px": 0}
+    assert card["net"] == {**NET, "tlc_train_px": 0, "extra_channels": 0}
     assert (card["step"], card["samples_seen"], card["data"], card["commit"]) == (
         7,
         56,
@@ -133,6 +139,49 @@ def test_weights_that_will_not_do_are_refused_with_the_way_out(trained, exported
     assert capsys.readouterr().err.startswith("error: ")
     assert export_command.main([str(tmp_path / "nowhere"), str(lone)]) == 2
     assert "no checkpoint in" in capsys.readouterr().err
+
+
+def test_official_files_go_in_and_come_out(trained, tmp_path, capsys):
+    official, back, again = tmp_path / "net.pth", tmp_path / "back.safetensors", tmp_path / "again.pth"
+    assert export_command.main([str(trained), str(official)]) == 0
+    assert "cannot say that tlc_train_px=0" in capsys.readouterr().out
+    saved = load_file(trained / "checkpoints/step-00000007/ema.safetensors")
+    assert official.read_bytes()[:2] != b"PK"  # no zip archive, which the PyTorch of RCDNet's program cannot read
+    held = torch.load(official, weights_only=True)
+    assert held.keys() == {"params"} and all(torch.equal(held["params"][key], saved[key]) for key in saved)
+
+    assert export_command.main([str(official), str(back), "--net", "tlc_train_px=16"]) == 0
+    net, card = load_net(back, {})
+    assert card["official"] == {"file": "net.pth", "sha256": sha256_of(official)}
+    assert card["net"] == {**NET, "tlc_train_px": 16, "extra_channels": 0} == load_student(back)[1]["net"]
+    assert all(torch.equal(net.state_dict()[key], saved[key]) for key in saved)
+    assert export_command.main([str(back), str(again)]) == 0
+    assert "cannot say that tlc_train_px=16" in capsys.readouterr().out
+
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((13, 17, 3), np.uint8))
+    restore = [str(official), str(tmp_path / "a.png"), str(tmp_path / "b.png"), "--net", "tlc_train_px=16"]
+    assert restore_command.main(restore) == 0
+    assert restore_command.main([*restore[:-1], "width=8"]) == 2
+    assert "width=4 is in it" in capsys.readouterr().err
+    assert evaluate_command.main([str(official), "nowhere", "--device", "cpu", "--net", "width=8"]) == 2
+    assert "width=4 is in it" in capsys.readouterr().err
+    found = [finding.detail for finding in doctor.check_path(official)]
+    assert found[0].startswith("NAFNet width 4") and "--net tlc_train_px=" in found[1]
+    assert "from net.pth" in next(iter(doctor.check_path(back))).detail
+
+    masked = NafnetConfig(width=2, enc_blk_nums=(), dec_blk_nums=(), extra_channels=1)
+    torch.save(official_layout(masked, build_net(masked).state_dict()), tmp_path / "cat.pth")
+    for arguments, words in [
+        ([tmp_path / "cat.pth", again], "wants masks beside the picture"),
+        ([back, again, "--net", "tlc_train_px=16"], "has a card that says all"),
+        ([official, again, "--no-ema"], "has one set"),
+        ([trained, again, "--net", "tlc_train_px=16"], "is for official files"),
+        ([official, tmp_path / "x.bin"], "ends in .safetensors"),
+        ([tmp_path / "x.pth", back], "no weights"),
+    ]:
+        assert export_command.main(list(map(str, arguments))) == 2
+        assert words in capsys.readouterr().err
+    assert not list(tmp_path.glob(".*.tmp"))
 
 
 class Add(torch.nn.Module):

@@ -104,7 +104,7 @@ def test_unreadable_files(tmp_path):
     path = tmp_path / "weights.pth"
     torch.save({"a": torch.randn(100)}, path)
     assert list(load_state(path, setting="x")) == ["a"]
-    for content in (path.read_bytes()[:300], b"", b"<html>not found</html>"):
+    for content in (path.read_bytes()[:300], path.read_bytes()[:-300], b"", b"\x80", b"<html>not found</html>"):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"prior\.checkpoint=.*not a readable PyTorch file"):
             load_state(path, setting="prior.checkpoint")
