@@ -24,12 +24,13 @@ import torch
 from torch import Tensor, nn
 
 from dist_train import ranks
-from dist_train.config import BatchPlan, OptimConfig, RunConfig
+from dist_train.config import BatchPlan, RunConfig
 from dist_train.data.batch import Batch
 from dist_train.data.order import NETS, draws
 from dist_train.moments import read_moments, write_moments
 from dist_train.priors import Priors
 from dist_train.ranks import TrainingError
+from dist_train.schedule import learning_rate
 from dist_train.tasks import build_task
 
 log = logging.getLogger(__name__)
@@ -70,21 +71,6 @@ def deepspeed_config(run: RunConfig, plan: BatchPlan) -> dict[str, Any]:
         dtype = {"bf16": "bfloat16", "fp16": "float16"}[run.engine.precision]
         config["torch_autocast"] = {"enabled": True, "dtype": dtype}
     return config
-
-
-def learning_rate(optim: OptimConfig, step: int) -> float:
-    """Rate of the optimizer step that follows `step` finished ones: linear warm-up, then the schedule."""
-    if step < optim.warmup_steps:
-        return optim.lr * (step + 1) / (optim.warmup_steps + 1)
-    if optim.schedule == "step":
-        return max(optim.lr * optim.step_gamma ** (step // optim.step_every), optim.min_lr)
-    start = max(optim.warmup_steps, optim.decay_from if optim.schedule == "linear" else 0)
-    done = min(max(step - start, 0) / max(optim.steps - start, 1), 1.0)
-    if optim.schedule == "linear":
-        return optim.lr + (optim.min_lr - optim.lr) * done
-    if optim.schedule == "cosine":
-        return optim.min_lr + (optim.lr - optim.min_lr) * (1 + math.cos(math.pi * done)) / 2
-    return optim.lr
 
 
 class Engine:
@@ -130,6 +116,8 @@ class Engine:
                 self._scaler.load_state_dict(resumed.moments["scaler"])
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
+        self._buffers = list(self.task.buffers())
+        self._buffers_before = [buffer.clone() for buffer in self._buffers]
         self._skipped = False
         self._bad_steps_in_a_row = 0
 
@@ -152,6 +140,8 @@ class Engine:
         # Nets that draw (dropped paths) draw the same after a resume; no random state has to be kept.
         draw = draws(self.run.seed, self.step_count * ranks.world_size() + ranks.rank(), NETS, 1)[0]
         torch.manual_seed(draw >> 1)
+        # Batch norm's statistics move in the forward pass: if the step does not happen, they go back.
+        _copy(self._buffers, self._buffers_before)
         seen = []
         for micro_step in range(self.plan.grad_accum):
             batch = next(batches).to(self.device)
@@ -165,6 +155,7 @@ class Engine:
         if self.run.engine.zero_stage > 0:
             self._skipped = bool(self._engine.optimizer.overflow)  # the ranks have agreed on it
         if self._skipped:
+            _copy(self._buffers_before, self._buffers)
             self._note_skipped(seen)
             return
         self._bad_steps_in_a_row = 0
@@ -292,6 +283,11 @@ class Engine:
     def close(self) -> None:
         """Take DeepSpeed's hooks off."""
         self._engine.destroy()
+
+
+def _copy(tensors: list[Tensor], to: list[Tensor]) -> None:
+    if tensors:  # torch refuses none
+        torch._foreach_copy_(to, tensors)
 
 
 def _statistics_of_main(module: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:

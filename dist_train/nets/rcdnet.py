@@ -31,11 +31,11 @@ class ResBlock(nn.Sequential):
         def conv() -> nn.Conv2d:
             return nn.Conv2d(channels, channels, 3, padding=1)
 
-        super().__init__(conv(), norm(channels), nn.ReLU(), conv(), norm(channels))
+        super().__init__(conv(), norm(channels), nn.ReLU(inplace=True), conv(), norm(channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B,C,h,w) -> (B,C,h,w)."""
-        return F.relu(x + super().forward(x))
+        return (x + super().forward(x)).relu_()
 
 
 class RainProx(nn.Sequential):
@@ -88,7 +88,7 @@ class Rcdnet(RestorationNet):
         kernels = net.kernels / 10
         observed = 255 * padded
         background, z = _split(net.first(torch.cat([observed, F.conv2d(observed, net.lift, padding=1)], 1)))
-        backgrounds, rains = [background], []
+        backgrounds, rains = [] if trace is None else [background], []
         maps = _spread(F.relu(observed - background - net.threshold), net.first_kernels / 10)
         for stage, (rain_prox, background_prox) in enumerate(zip(net.rain, net.background, strict=True)):
             maps = rain_prox(maps)
@@ -98,7 +98,7 @@ class Rcdnet(RestorationNet):
             z = after_stage(stage, z)
             if stage < len(net.rain_steps):
                 maps = maps - net.rain_steps[stage] / 10 * _spread(rain - (observed - background), kernels)
-            if trace is not None:  # else each picture would keep the features alive that it is a view of
+            if trace is not None:  # else each picture would keep alive the features that it is a view of
                 backgrounds.append(background)
                 rains.append(rain)
         restored = _split(net.last(torch.cat([background, z], 1)))[0] / 255

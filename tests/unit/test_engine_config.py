@@ -5,8 +5,9 @@ import math
 import pytest
 
 from dist_train.config import OptimConfig, plan_batch
-from dist_train.engine import deepspeed_config, learning_rate
+from dist_train.engine import deepspeed_config
 from dist_train.ranks import start_ranks
+from dist_train.schedule import learning_rate
 from tests.helpers.tasks import tiny_run
 
 pytestmark = pytest.mark.unit
