@@ -1,4 +1,4 @@
-"""`sam`: masks by segment_anything's automatic mode on the restored picture (Eq. 2)."""
+"""`sam`: masks by Segment Anything's automatic mode on the restored picture (Eq. 2)."""
 
 import logging
 from collections.abc import Callable
@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dist_train.config import SamConfig
-from dist_train.priors.masks import MaskSet, from_masks, to_uint8
+from dist_train.priors.automatic import AutomaticMasks
+from dist_train.priors.masks import MaskSet, Restore, Samples, from_masks, to_uint8
+from dist_train.priors.tiny_vit import build_mobile_sam
 from dist_train.priors.weights import SAM_CHECKPOINTS, cached, check_state, fetch, load_state
 from shards.schema import sha256_of
 
@@ -19,12 +21,12 @@ log = logging.getLogger(__name__)
 
 
 class SamPrior:
-    """A frozen SAM behind its own `SamAutomaticMaskGenerator`, so the masks are the published ones.
+    """A frozen SAM in automatic mode.
 
     Args:
         sam: a built `segment_anything.modeling.Sam` on its device. It is taken over: frozen, its weights and the
             precision of its encoder and decoder changed as `config.dtype` says.
-        config: thresholds, points, number of masks.
+        config: generator, thresholds, points, number of masks.
         weights: where its weights come from, for the run record.
         sha256: of that file.
 
@@ -33,36 +35,22 @@ class SamPrior:
     """
 
     def __init__(self, sam: Any, config: SamConfig, *, weights: str, sha256: str | None = None):
-        from segment_anything import SamAutomaticMaskGenerator
-
         self._config, self._weights, self._sha256 = config, weights, sha256
         self._device_type = sam.device.type
         half, self._dtype = _precision(config.dtype, self._device_type)
-        sam.requires_grad_(False).eval()
+        sam.requires_grad_(False)
         if half is None and config.dtype == "auto":
             with torch.no_grad():
                 for parameter in sam.parameters():
                     parameter.copy_(parameter.half())
-        if half is not None:
-            # Not sam.half(): its norms overflow. Not around the whole generator either: the positions of the points
-            # would be rounded, and its NumPy cannot hold bf16.
-            for net in (sam.image_encoder, sam.mask_decoder):
-                net.forward = _in_half(net.forward, self._device_type, half)
-        self._generator = SamAutomaticMaskGenerator(
-            sam,
-            points_per_side=config.points_per_side,
-            points_per_batch=config.points_per_batch,
-            pred_iou_thresh=config.pred_iou_thresh,
-            stability_score_thresh=config.stability_score_thresh,
-            box_nms_thresh=config.box_nms_thresh,
-            min_mask_region_area=config.min_mask_region_area,
-        )
+        sam.eval()  # after its weights have changed: in evaluation TinyViT attends by a copy of some
+        make = {"batched": _batched, "reference": _reference}[config.generator]
+        self._segment = make(sam, config, half)
 
-    def __call__(self, images: Tensor, batch: object | None = None) -> MaskSet:
+    def __call__(self, images: Tensor, batch: Samples | None = None, *, restore: Restore | None = None) -> MaskSet:
         """SAM's masks of each picture; see `Prior`. Of more than `num_masks` those it is surest of are kept."""
         with torch.no_grad(), torch.autocast(self._device_type, enabled=False):  # whatever the training step runs in
-            pictures = [self._segment(picture) for picture in to_uint8(images)]
-        return from_masks(pictures, num_masks=self._config.num_masks).to(images.device)
+            return self._segment(images).to(images.device)
 
     def describe(self) -> dict[str, Any]:
         """For the run record."""
@@ -76,11 +64,51 @@ class SamPrior:
             "dtype": self._dtype,
         }
 
-    def _segment(self, picture: NDArray[np.uint8]) -> NDArray[np.bool_]:
-        records = self._generator.generate(picture)  # HWC RGB; SAM was trained on RGB
-        records = sorted(records, key=lambda record: -record["predicted_iou"])[: self._config.num_masks]
+
+def _batched(sam: Any, config: SamConfig, half: torch.dtype | None) -> Callable[[Tensor], MaskSet]:
+    return AutomaticMasks(
+        sam,
+        num_masks=config.num_masks,
+        points_per_side=config.points_per_side,
+        points_per_batch=config.points_per_batch or (64 if sam.device.type == "cuda" else 4),
+        pred_iou_thresh=config.pred_iou_thresh,
+        stability_score_thresh=config.stability_score_thresh,
+        box_nms_thresh=config.box_nms_thresh,
+        dtype=half,
+        compiled=config.compile,
+    )
+
+
+def _reference(sam: Any, config: SamConfig, half: torch.dtype | None) -> Callable[[Tensor], MaskSet]:
+    from segment_anything import SamAutomaticMaskGenerator
+
+    if half is not None:
+        # Not sam.half(): its norms overflow. Not around the whole generator either: the positions of the points would
+        # be rounded, and its NumPy cannot hold bf16.
+        for net in (sam.image_encoder, sam.mask_decoder):
+            net.forward = _in_half(net.forward, sam.device.type, half)
+    generator = SamAutomaticMaskGenerator(
+        sam,
+        points_per_side=config.points_per_side,
+        points_per_batch=config.points_per_batch or 64,
+        pred_iou_thresh=config.pred_iou_thresh,
+        stability_score_thresh=config.stability_score_thresh,
+        box_nms_thresh=config.box_nms_thresh,
+        min_mask_region_area=config.min_mask_region_area,
+    )
+
+    def masks_of(picture: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        records = generator.generate(picture)  # HWC RGB; SAM was trained on RGB
+        records = sorted(records, key=lambda record: -record["predicted_iou"])[: config.num_masks]
         masks = np.array([record["segmentation"] for record in records], dtype=bool)
         return masks.reshape(-1, *picture.shape[:2])
+
+    def segment(images: Tensor) -> MaskSet:
+        found = from_masks([masks_of(picture) for picture in to_uint8(images.nan_to_num())], num_masks=config.num_masks)
+        found = found.to(images.device)
+        return MaskSet(found.masks, found.valid & images.isfinite().flatten(1).all(1, keepdim=True))
+
+    return segment
 
 
 def load_sam_prior(config: SamConfig, device: torch.device) -> SamPrior:
@@ -94,12 +122,17 @@ def load_sam_prior(config: SamConfig, device: torch.device) -> SamPrior:
 
     path, sha256 = _checkpoint(config)
     state = load_state(path, setting="prior.checkpoint")
-    # Without storage: an initialisation would be overwritten at once, take seconds, and draw from the global generator.
-    with torch.device("meta"):
-        sam = sam_model_registry[config.model]()
-    shapes = {name: value.shape for name, value in sam.state_dict().items()}
-    check_state(state, shapes, setting=f"prior.checkpoint={path}", what=f"SAM {config.model} (prior.model)")
-    sam.load_state_dict({name: state[name] for name in shapes}, assign=True)
+    setting = f"prior.checkpoint={path}"
+    if config.model == "tiny_vit":
+        sam = build_mobile_sam(state, setting=setting)
+    else:
+        # Without storage: an initialisation would be overwritten at once, take seconds, and draw from the global
+        # generator.
+        with torch.device("meta"):
+            sam = sam_model_registry[config.model]()
+        shapes = {name: value.shape for name, value in sam.state_dict().items()}
+        check_state(state, shapes, setting=setting, what=f"SAM {config.model} (prior.model)")
+        sam.load_state_dict({name: state[name] for name in shapes}, assign=True)
     return SamPrior(sam.to(device, torch.float32), config, weights=str(path), sha256=sha256)
 
 

@@ -41,6 +41,12 @@ SAM_CHECKPOINTS = {
     "vit_h": Source(
         _SAM + "sam_vit_h_4b8939.pth", "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e", 2_564_550_879
     ),
+    "tiny_vit": Source(
+        "https://raw.githubusercontent.com/ChaoningZhang/MobileSAM/f706ad9c4eb7f219c00d9050e46328518ffb65d2/weights/"
+        "mobile_sam.pt",
+        "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
+        40_728_226,
+    ),
 }
 VGG19 = Source(
     "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth",

@@ -1,5 +1,6 @@
 """A Segment Anything of the published classes, small enough for a test; its weights are random, its masks nonsense."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -61,3 +62,86 @@ def picture(height: int = 96, width: int = 80) -> np.ndarray:
     rows, columns = np.mgrid[:height, :width]
     noise = np.random.default_rng(0).integers(0, 60, (height, width))
     return np.stack([200 - 2 * columns + noise // 2, 60 + noise, 2 * rows], 2).clip(0, 255).astype(np.uint8)
+
+
+class AnalyticSam(torch.nn.Module):
+    """A stand-in for SAM whose masks mean something: near the point, and of a colour like that at the point.
+
+    It goes through segment_anything's own generator and, by `share` and `decode` in the place of
+    `dist_train.priors.sam_decoder`'s, through ours. Only sums, products and quotients of single numbers lead to its
+    logits, so that they are the same to the last bit however prompts and pictures are batched.
+    """
+
+    mask_threshold, image_format = 0.0, "RGB"
+
+    def __init__(self, seed: int = 0, size_px: int = 256):
+        from segment_anything.modeling import Sam
+
+        super().__init__()
+        random = np.random.default_rng(seed)
+        self.reach, self.spread = random.uniform([0.2, 0.6, 1.5], [0.4, 1.2, 3.0]), random.uniform(0.5, 12.0, 3)
+        self.mix = random.uniform(1.0, 4.0, 3)
+        self.image_encoder = _Encoder(size_px)
+        self.prompt_encoder = _Prompts(size_px)
+        self.mask_decoder = _Decoder(self)
+        self.register_buffer("pixel_mean", torch.tensor([123.675, 116.28, 103.53]).view(-1, 1, 1))
+        self.register_buffer("pixel_std", torch.tensor([58.395, 57.12, 57.375]).view(-1, 1, 1))
+        self.preprocess = lambda x: Sam.preprocess(self, x)
+        self.postprocess_masks = lambda *args: Sam.postprocess_masks(self, *args)
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    def share(self, decoder: Any, embeddings: torch.Tensor, positions: torch.Tensor) -> Any:
+        return SimpleNamespace(pixels=embeddings)
+
+    def decode(self, decoder: Any, shared: Any, prompts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `dist_train.priors.sam_decoder.decode`."""
+        picture = torch.nn.functional.pixel_shuffle(shared.pixels, 4)  # (B,3,n,n), a quarter of the input's side
+        batch, _, side, _ = picture.shape
+        point = prompts[:, :, 0, :2].expand(batch, -1, -1)
+        x, y = point.unbind(-1)
+        place = (y * side).long() * side + (x * side).long()
+        colour = picture.flatten(2).gather(2, place[:, None].expand(-1, 3, -1))  # (B,3,P)
+        difference = picture[:, :, None] - colour[..., None, None]
+        unlike = sum(d * d for d in difference.unbind(1))  # (B,P,n,n)
+        at = (torch.arange(side) + 0.5) / side
+        across, down = at - x[..., None, None], at[:, None] - y[..., None, None]
+        far = across * across + down * down
+        logits = [8 * (tau - unlike - spread * far) for tau, spread in zip(self.reach, self.spread, strict=True)]
+        hue = sum(float(weight) * colour[:, c] for c, weight in enumerate(self.mix)) + 3 * x + 5 * y
+        quality = torch.stack([hue + 0.37 * m for m in range(3)], -1)
+        return torch.stack(logits, 2), 0.7 + 0.3 * (quality - quality.floor())
+
+
+class _Encoder(torch.nn.Module):
+    def __init__(self, size_px: int):
+        super().__init__()
+        self.img_size = size_px
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.pixel_unshuffle(pictures[..., ::4, ::4], 4)  # (B,48,side/16,side/16)
+
+
+class _Prompts(torch.nn.Module):
+    def __init__(self, size_px: int):
+        super().__init__()
+        self.size_px, self.mask_input_size = size_px, (size_px // 4, size_px // 4)
+
+    def get_dense_pe(self) -> torch.Tensor:
+        return torch.zeros(1, 48, self.size_px // 16, self.size_px // 16)
+
+    def forward(self, points: Any, boxes: None, masks: None) -> tuple[torch.Tensor, torch.Tensor]:
+        place = ((points[0] + 0.5) / self.size_px).float()  # (P,1,2)
+        return torch.nn.functional.pad(place, (0, 46)), self.get_dense_pe().expand(len(place), -1, -1, -1)
+
+
+class _Decoder(torch.nn.Module):
+    def __init__(self, sam: AnalyticSam):
+        super().__init__()
+        self._decode = sam.decode  # a bound method: registers no module
+
+    def forward(self, *, image_embeddings: torch.Tensor, sparse_prompt_embeddings: torch.Tensor, **_: Any) -> Any:
+        logits, quality = self._decode(None, SimpleNamespace(pixels=image_embeddings), sparse_prompt_embeddings[None])
+        return logits[0], quality[0]

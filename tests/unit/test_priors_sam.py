@@ -25,34 +25,41 @@ def as_set(masks: MaskSet | list) -> set[bytes]:
     return {record["segmentation"].tobytes() for record in masks if record["area"]}
 
 
-def official(sam, rgb_u8: np.ndarray) -> set[bytes]:
+def official_records(sam, rgb_u8: np.ndarray) -> list[dict]:
     from segment_anything import SamAutomaticMaskGenerator
 
-    return as_set(SamAutomaticMaskGenerator(sam.eval(), **LOOSE).generate(rgb_u8))
+    return SamAutomaticMaskGenerator(sam.eval(), **LOOSE).generate(rgb_u8)
 
 
-def test_masks_are_those_of_the_official_generator_on_rgb():
+def official(sam, rgb_u8: np.ndarray) -> set[bytes]:
+    return as_set(official_records(sam, rgb_u8))
+
+
+@pytest.mark.parametrize("generator", ["reference", "batched"])
+def test_masks_are_those_of_the_official_generator_on_rgb(generator):
     want, from_bgr = official(tiny_sam(), picture()), official(tiny_sam(), picture()[..., ::-1].copy())
     assert len(want) >= 5 and want != from_bgr
-    prior = SamPrior(tiny_sam(), SamConfig(dtype="fp32", num_masks=200, **LOOSE), weights="random")
+    prior = SamPrior(tiny_sam(), SamConfig(generator=generator, dtype="fp32", num_masks=200, **LOOSE), weights="random")
     found = prior(as_image(picture()))
     assert as_set(found) == want
     areas = found.masks[0].sum((1, 2))
     assert torch.equal(areas, areas.sort(descending=True).values)
 
 
-def test_auto_on_the_cpu_rounds_the_weights_as_a_gpu_would():
+@pytest.mark.parametrize("generator", ["reference", "batched"])
+def test_auto_on_the_cpu_rounds_the_weights_as_a_gpu_would(generator):
     rounded = copy.deepcopy(tiny_sam())
     for parameter in rounded.parameters():
         parameter.data = parameter.data.half().float()
-    prior = SamPrior(tiny_sam(), SamConfig(num_masks=200, **LOOSE), weights="random")
+    prior = SamPrior(tiny_sam(), SamConfig(generator=generator, num_masks=200, **LOOSE), weights="random")
     assert as_set(prior(as_image(picture()))) == official(rounded, picture())
     assert prior.describe()["dtype"] == "fp32, weights rounded to fp16"
 
 
-def test_no_gradient_and_no_influence_of_the_training_steps_precision():
+@pytest.mark.parametrize("generator", ["reference", "batched"])
+def test_no_gradient_and_no_influence_of_the_training_steps_precision(generator):
     sam = tiny_sam()
-    prior = SamPrior(sam, SamConfig(dtype="fp32", num_masks=200, **LOOSE), weights="random")
+    prior = SamPrior(sam, SamConfig(generator=generator, dtype="fp32", num_masks=200, **LOOSE), weights="random")
     image = as_image(picture()).repeat(2, 1, 1, 1).requires_grad_()
     found = prior(image)
     assert not found.masks.requires_grad and not any(p.requires_grad for p in sam.parameters()) and not sam.training
@@ -62,19 +69,31 @@ def test_no_gradient_and_no_influence_of_the_training_steps_precision():
     assert torch.equal(found.masks[0], found.masks[1])
 
 
-def test_the_surest_masks_are_kept():
-    sure = SamConfig(dtype="fp32", num_masks=3, **LOOSE)
+@pytest.mark.parametrize("generator", ["reference", "batched"])
+def test_the_surest_masks_are_kept(generator):
+    sure = SamConfig(generator=generator, dtype="fp32", num_masks=3, **LOOSE)
     prior = SamPrior(tiny_sam(), sure, weights="random")
-    records = prior._generator.generate(picture())
-    best = sorted(records, key=lambda record: record["predicted_iou"])[-3:]
+    best = sorted(official_records(tiny_sam(), picture()), key=lambda record: record["predicted_iou"])[-3:]
     assert as_set(prior(as_image(picture()))) == as_set(best)
 
 
-def test_bf16_runs_and_nothing_found_is_no_masks():
-    prior = SamPrior(tiny_sam(), SamConfig(dtype="bf16", **LOOSE), weights="random")
+@pytest.mark.parametrize("generator", ["reference", "batched"])
+def test_bf16_runs_and_nothing_found_is_no_masks(generator):
+    prior = SamPrior(tiny_sam(), SamConfig(generator=generator, dtype="bf16", **LOOSE), weights="random")
     assert prior(as_image(picture())).counts().item() >= 5
-    strict = SamPrior(tiny_sam(), SamConfig(**{**LOOSE, "pred_iou_thresh": 2.0}), weights="random")
+    strict = SamPrior(tiny_sam(), SamConfig(generator=generator, **{**LOOSE, "pred_iou_thresh": 2.0}), weights="random")
     assert strict(as_image(picture())).counts().item() == 0
+
+
+@pytest.mark.parametrize("generator", ["reference", "batched"])
+def test_pictures_that_are_black_or_not_finite_do_no_harm(generator):
+    prior = SamPrior(tiny_sam(), SamConfig(generator=generator, dtype="fp32", num_masks=8, **LOOSE), weights="random")
+    good = as_image(picture())
+    found = prior(
+        torch.cat([good, torch.full_like(good, torch.nan), torch.zeros_like(good), good[..., :1].expand_as(good)])
+    )
+    assert torch.equal(found.masks[0], prior(good).masks[0]) and found.counts()[1] == 0
+    assert prior(good[..., :4, :3]).masks.shape == (1, 8, 4, 3)  # smaller than a cell of points
 
 
 def test_a_checkpoint_is_loaded_without_touching_the_global_generator(tmp_path, monkeypatch):

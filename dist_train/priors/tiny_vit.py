@@ -1,0 +1,128 @@
+"""MobileSAM (Zhang et al. 2023): SAM's prompt encoder and mask decoder behind a TinyViT of timm, its file as published.
+
+The traps on the way are met here. timm's registry is not asked for the net, since whoever imports MobileSAM's own code
+puts another class there under the same name. TinyViT's attention reads its biases by a table of indices that no file
+holds, and in evaluation from a cache, which is filled whenever the encoder is put into evaluation: weights loaded
+later would not be heeded.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dist_train.priors.weights import check_state
+
+_WIDTH = 256  # of the embedding of a picture
+
+
+class TinyVitEncoder(nn.Module):
+    """TinyViT-5M whose last stage stays at stride 16, and the neck of SAM's own encoder.
+
+    It has no table of positions, so that any input size that is a multiple of 16 will do.
+
+    Args:
+        img_size: side of the input, which segment_anything reads.
+        embed_dims: channels of the four stages.
+        depths: blocks of each.
+        num_heads: heads of each; the first stage, of convolutions, has none.
+        window_sizes: side of the windows of each, in pixels of the stage.
+
+    Raises:
+        ValueError: timm is missing.
+    """
+
+    def __init__(
+        self,
+        img_size: int,
+        *,
+        embed_dims: tuple[int, ...] = (64, 128, 160, 320),
+        depths: tuple[int, ...] = (2, 2, 6, 2),
+        num_heads: tuple[int, ...] = (2, 4, 5, 10),
+        window_sizes: tuple[int, ...] = (7, 7, 14, 7),
+    ):
+        try:
+            from timm.models.tiny_vit import TinyVit
+        except ImportError as error:
+            raise ValueError(f"prior.model=tiny_vit needs timm ({error}): pip install 'restill[mobilesam]'") from error
+        from segment_anything.modeling.common import LayerNorm2d
+
+        super().__init__()
+        self.img_size = img_size
+        net = TinyVit(
+            embed_dims=embed_dims, depths=depths, num_heads=num_heads, window_sizes=window_sizes, drop_path_rate=0.0
+        )
+        net.stages[3].downsample.conv2.conv.stride = (1, 1)
+        self.trunk = nn.ModuleDict({"patch_embed": net.patch_embed, "stages": net.stages})  # the head stays behind
+        self.neck = nn.Sequential(
+            nn.Conv2d(embed_dims[-1], _WIDTH, 1, bias=False),
+            LayerNorm2d(_WIDTH),
+            nn.Conv2d(_WIDTH, _WIDTH, 3, padding=1, bias=False),
+            LayerNorm2d(_WIDTH),
+        )
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """(B,3,S,S), normalised as SAM does it, to (B,256,S/16,S/16)."""
+        return self.neck(self.trunk["stages"](self.trunk["patch_embed"](pictures)))
+
+    def train(self, mode: bool = True) -> "TinyVitEncoder":
+        """See `nn.Module.train`. In evaluation the biases of attention are laid out now, so that the first pass is as
+        all others, for a compiler and for a CUDA graph."""
+        super().train(mode)
+        if not mode:
+            for module in self.modules():
+                if hasattr(module, "get_attention_biases"):
+                    module.get_attention_biases(module.attention_biases.device)
+        return self
+
+
+def build_mobile_sam(state: Mapping[str, Tensor] | None, *, setting: str = "state", input_px: int = 1024) -> Any:
+    """A `segment_anything.modeling.Sam`, frozen and in evaluation mode, on the CPU in float32.
+
+    Args:
+        state: of the published `mobile_sam.pt`, under its own names; None: random weights, the same every time.
+        setting: what the user wrote to give it, for errors.
+        input_px: side of the picture that the encoder sees; 1024 is what the weights were trained for.
+
+    Raises:
+        ValueError: timm is missing, or `state` is of another net.
+    """
+    from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+
+    grid = input_px // 16
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        sam = Sam(
+            image_encoder=TinyVitEncoder(input_px),
+            prompt_encoder=PromptEncoder(
+                embed_dim=_WIDTH,
+                image_embedding_size=(grid, grid),
+                input_image_size=(input_px, input_px),
+                mask_in_chans=16,
+            ),
+            mask_decoder=MaskDecoder(
+                transformer_dim=_WIDTH,
+                transformer=TwoWayTransformer(depth=2, embedding_dim=_WIDTH, num_heads=8, mlp_dim=2048),
+                iou_head_hidden_dim=_WIDTH,
+            ),
+        )
+    if state is not None:
+        names = {name: published_name(name) for name in sam.state_dict()}
+        wanted = {names[name]: value.shape for name, value in sam.state_dict().items()}
+        check_state(state, wanted, setting=setting, what="MobileSAM (mobile_sam.pt)")
+        sam.load_state_dict({name: state[published] for name, published in names.items()})
+    return sam.requires_grad_(False).eval()
+
+
+def published_name(name: str) -> str:
+    """How `mobile_sam.pt` calls a tensor of `build_mobile_sam`'s state dict.
+
+    timm merges patches at the start of a stage, MobileSAM at the end of the one before; convolutions are named c there.
+    Left over in the file are norm_head and head, of the classifier that TinyViT once was.
+    """
+    name = name.replace("image_encoder.trunk.", "image_encoder.")
+    name = re.sub(r"\.patch_embed\.conv([12])\.", lambda found: f".patch_embed.seq.{2 * int(found[1]) - 2}.", name)
+    name = re.sub(r"\.stages\.(\d)\.downsample\.", lambda found: f".layers.{int(found[1]) - 1}.downsample.", name)
+    return name.replace(".stages.", ".layers.").replace(".conv.", ".c.")
