@@ -31,6 +31,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dist_train import ranks
+from dist_train.config import RunConfig, changed_method, parse_run
 from shards.schema import sha256_of
 
 log = logging.getLogger(__name__)
@@ -124,6 +125,11 @@ def find(path: Path) -> Path | None:
 def find_agreed(path: Path) -> Path | None:
     """`find` on the main rank, told to all, so that no two ranks resume from different steps."""
     return ranks.on_main(lambda: find(path))
+
+
+def steps_on_disk(run_dir: Path) -> list[int]:
+    """Steps of the checkpoints in a run's folder, whole or not."""
+    return [int(path.name.removeprefix("step-")) for path in (run_dir / "checkpoints").glob("step-*")]
 
 
 def verify(path: Path) -> str | None:
@@ -251,3 +257,35 @@ def load_model(task: torch.nn.Module, checkpoint: Checkpoint) -> None:
             f"({len(problems)} in all). Use the configuration it was trained with, or another name for the run"
         )
     task.load_state_dict(found)
+
+
+def check_same_run(resumed: Checkpoint, run: RunConfig, *, fingerprint: str) -> None:
+    """Refuse to go on as another method, or with another stream of samples.
+
+    Raises:
+        ValueError: naming each setting that differs, or the data.
+    """
+    before = parse_run(resumed.state["config"], source=str(resumed.path))
+    if changes := changed_method(before, run):
+        raise ValueError(
+            f"{resumed.path} cannot go on as this run: {'; '.join(changes)}. Set it back, or give the run another name"
+        )
+    if resumed.state["data"] != fingerprint:
+        raise ValueError(
+            f"{resumed.path} was trained on other shards than data.train={run.data.train} holds now (the manifest has "
+            "changed). Put the old shards back, or give the run another name"
+        )
+
+
+def check_same_priors(resumed: Checkpoint, priors: dict[str, Any]) -> None:
+    """Refuse priors whose weights are others than those of the checkpoint; `priors` is what they say of themselves.
+
+    Raises:
+        ValueError: naming both.
+    """
+    for part, what in resumed.state["env"]["priors"].items():
+        if what["sha256"] != priors[part]["sha256"]:
+            raise ValueError(
+                f"this run was trained with {part} of sha256 {what['sha256']} ({what['weights']}), and now finds "
+                f"{priors[part]['sha256']}. Give the old ones, or give the run another name"
+            )

@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    ValidationError,
+    model_validator,
+)
 
 
 def _not_bool(value: Any) -> Any:
@@ -28,6 +37,24 @@ def _off_is_false(value: Any) -> Any:
     return "off" if value is False else value  # YAML reads off as false
 
 
+def host_and_port(address: str) -> tuple[str, int]:
+    """The two parts of HOST:PORT.
+
+    Raises:
+        ValueError: it has not both.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or ":" in host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
+        raise ValueError(f"{address!r} is not HOST:PORT, for example gpu7:7070")
+    return host, int(port)
+
+
+def _address(address: str) -> str:
+    host_and_port(address)
+    return address
+
+
+Address = Annotated[str, AfterValidator(_address)]
 Count = Annotated[int, Strict(), Field(ge=1)]
 CountOrZero = Annotated[int, Strict(), Field(ge=0)]
 # PyYAML reads 1e-4 as a string; pydantic makes it a float again.
@@ -235,6 +262,14 @@ NetConfig = Annotated[
 ]
 
 
+class InitConfig(Section):
+    """Weights to start from instead of random ones: files of the official releases (.pth) or exports (.safetensors)."""
+
+    student: str | None = None
+    teacher: str | None = None
+    """For the teacher's net; its fusion units always start new, so that it starts as that net."""
+
+
 class SpfConfig(Section):
     """Semantic priors fusion units of the teacher (Eq. 3)."""
 
@@ -242,6 +277,11 @@ class SpfConfig(Section):
     """A unit after every n-th stage."""
     max_channels: Count = 64
     """Width of a unit: the stage's, at most this (a unit at NAFNet's 512-channel bottleneck would cost 7 M weights)."""
+    encoding: Literal["stack", "idmap", "pooled"] = "stack"
+    """What the first unit sees. stack: a channel per mask, largest first. idmap: the same channels of a partition, each
+    pixel in the smallest mask that covers it; on the CPU as look-ups, which cost the same for any number of masks.
+    pooled: the picture's mean colour inside each mask (SAM-Deblur's MAP), 3 channels, for which neither the number of
+    masks nor their order matters; where masks overlap their means add up."""
 
 
 class TeacherConfig(Section):
@@ -266,26 +306,107 @@ class RegionsConfig(Section):
 
 
 class SamConfig(Section):
-    """`sam`: segment_anything's automatic mask generation on the student's output (Eq. 2)."""
+    """`sam`: Segment Anything's automatic mode on the student's output (Eq. 2)."""
 
     name: Literal["sam"] = "sam"
-    model: Literal["vit_b", "vit_l", "vit_h"] = "vit_h"
+    model: Literal["vit_b", "vit_l", "vit_h", "tiny_vit"] = "vit_h"
+    """tiny_vit: MobileSAM, whose encoder is 77 times cheaper than vit_h's; it needs timm."""
     checkpoint: str | None = None
     """Path of the official .pth file; none: it must be in the cache, or `download` must be true."""
     download: bool = False
     """Fetch the official checkpoint into the cache, verified by sha256."""
+    generator: Literal["batched", "reference"] = "batched"
+    """reference: segment_anything's own, picture by picture. batched: the same masks (but for rounding), all pictures'
+    prompts together and without waiting for the device; see dist_train/priors/automatic.py."""
     num_masks: Count = 32
     dtype: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     """auto: fp16 on CUDA; fp32 on the CPU with weights rounded through fp16 (CPU fp16 is 64 times slower)."""
     points_per_side: Count = 32
-    points_per_batch: Count = 64
+    points_per_batch: Count | None = None
+    """Prompts decoded at a time, which bounds the memory; none: 64, but 4 for `batched` on a CPU, fastest there."""
     pred_iou_thresh: NonNegative = 0.88
     stability_score_thresh: NonNegative = 0.95
     box_nms_thresh: Fraction = 0.7
     min_mask_region_area: CountOrZero = 0
+    """Fill holes and drop islands smaller than this, in px; only `reference` can."""
+    compile: bool = False
+    """batched: torch.compile its steps; minutes at the first call for each size of picture."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "SamConfig":
+        if self.generator == "batched" and self.min_mask_region_area:
+            raise ValueError(
+                f"min_mask_region_area={self.min_mask_region_area} needs generator: reference; batched has no search "
+                "for connected parts"
+            )
+        if self.generator == "reference" and self.compile:
+            raise ValueError("compile=true needs generator: batched")
+        return self
 
 
-PriorConfig = Annotated[RegionsConfig | SamConfig, Field(discriminator="name")]
+class PspConfig(Section):
+    """`psp`: the classes that a PSPNet sees, each one mask (the papers' control: semantics without SAM)."""
+
+    name: Literal["psp"] = "psp"
+    weights: str
+    """Path of the state dict of a segmentation_models_pytorch.PSPNet; or `random`, which the run says aloud."""
+    encoder: str = "resnet50"
+    """segmentation_models_pytorch's name of the net inside; `tu-...` for those of timm."""
+    num_classes: Annotated[int, Strict(), Field(ge=2)] = 150
+    """150: ADE20K; 19: Cityscapes; 21: Pascal VOC."""
+    num_masks: Count = 32
+    min_area_px: CountOrZero = 100
+    """Classes that take up less of a picture are no masks."""
+
+
+LivePriorConfig = Annotated[RegionsConfig | SamConfig | PspConfig, Field(discriminator="name")]
+"""What segments any picture it is shown."""
+
+
+class CachedConfig(Section):
+    """`cached`: masks of whole pictures as the student restores them, remade now and then, and carried to each crop."""
+
+    name: Literal["cached"] = "cached"
+    of: LivePriorConfig
+    """What makes them. A crop sees a part of `of.num_masks`, so more than `num_masks` are worth keeping."""
+    num_masks: Count = 32
+    """Largest ones of a crop that are used."""
+    refresh: Count = 10
+    """They are remade in every n-th epoch, at each sample's visit: 10 makes them 4.5 epochs old on average, and costs a
+    tenth of fresh ones if a whole picture costs as much as a crop, as with SAM, which resizes both. 1: each visit."""
+    memory_mib: Count = 256
+    """Compressed masks that a rank keeps in memory beside the files in RUN/masks: some 25000 pictures' at 481x321."""
+
+
+class StoredConfig(Section):
+    """`stored`: masks that lie beside the pictures in the shards, put there by `python -m shards masks`."""
+
+    name: Literal["stored"] = "stored"
+    num_masks: Count = 32
+    """Largest ones of a crop that are used."""
+
+
+class RemoteConfig(Section):
+    """`remote`: masks made by other processes, each with a GPU of its own: `python -m launch.mask_server`."""
+
+    name: Literal["remote"] = "remote"
+    of: LivePriorConfig
+    """What makes them. The servers must have been started with the same; paths in it are those of their machines."""
+    servers: Annotated[tuple[Address, ...], Field(min_length=1)]
+    """HOST:PORT of each. They are dealt out to the ranks in turn: of n servers rank r asks the (r mod n)-th."""
+    timeout_s: Positive = 600.0
+    """How long to wait for a server to come up, which may be loading SAM, and for the masks of a batch, which may
+    stand in line behind other ranks'. Keep it below engine.hang_timeout_s."""
+
+    @property
+    def num_masks(self) -> int:
+        """Of each picture."""
+        return self.of.num_masks
+
+
+PriorConfig = Annotated[
+    RegionsConfig | SamConfig | PspConfig | CachedConfig | StoredConfig | RemoteConfig, Field(discriminator="name")
+]
 
 
 class VggConfig(Section):
@@ -428,6 +549,7 @@ class RunConfig(Section):
     data: DataConfig
     student: NetConfig = NafnetConfig()
     teacher: TeacherConfig = TeacherConfig()
+    init: InitConfig = InitConfig()
     prior: PriorConfig = RegionsConfig()
     features: VggConfig = VggConfig()
     loss: LossConfig = LossConfig()
@@ -441,6 +563,11 @@ class RunConfig(Section):
     def dir(self) -> Path:
         """Folder of this run."""
         return Path(self.out) / self.name
+
+    @property
+    def reads_masks(self) -> bool:
+        """Whether masks come from the shards."""
+        return self.task == "distill" and self.prior.name == "stored"
 
     @property
     def uses_sgr(self) -> bool:
@@ -486,7 +613,7 @@ class RunConfig(Section):
 def changed_method(before: RunConfig, now: RunConfig) -> list[str]:
     """Settings that make two runs different methods or streams of samples, so that one cannot go on as the other.
 
-    Paths of weights may change; `trainer` compares what lies there.
+    Paths of weights may change; `trainer` compares what lies there. So may the place where masks are made (`remote`).
 
     Returns:
         `key=old is now new`, for each that differs.
@@ -496,15 +623,24 @@ def changed_method(before: RunConfig, now: RunConfig) -> list[str]:
         "data.crop_px", "data.progressive", "data.flips", "data.mixup", "data.rainmix",
         "optim.global_batch", "optim.name",
     )  # fmt: skip
-    free = ("prior.checkpoint", "prior.download", "prior.points_per_batch", "features.weights")
-    old, new = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
+    free = (
+        "prior.checkpoint", "prior.weights", "prior.download", "prior.points_per_batch", "prior.memory_mib",
+        "features.weights",
+    )  # fmt: skip
+    old, new = _flat(_local(before)), _flat(_local(now))
     return [
         f"{key}={old.get(key)} is now {new.get(key)}"
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key)
-        and key not in free
+        and key.replace("prior.of.", "prior.") not in free
         and any(key == name or key.startswith(f"{name}.") for name in fixed)
     ]
+
+
+def _local(run: RunConfig) -> dict[str, Any]:
+    """The run as plain values, a remote prior as if it were here."""
+    tree = run.model_dump(mode="json")
+    return tree | {"prior": tree["prior"]["of"]} if run.prior.name == "remote" else tree
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -605,7 +741,7 @@ def _explain(problem: Any) -> str:
     # pydantic puts the tag of a union (sam, nafnet) into the location; the user never wrote it.
     location = [str(part) for part in problem["loc"]]
     tag = None
-    for place in (("prior",), ("student",), ("teacher", "net")):
+    for place in (("prior",), ("prior", "of"), ("student",), ("teacher", "net")):
         if tuple(location[: len(place)]) == place and len(location) > len(place) + 1:
             tag = location.pop(len(place))
     key = ".".join(location) or "run"

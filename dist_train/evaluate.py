@@ -114,7 +114,8 @@ def whole_picture(reader: ShardReader, index: int, device: torch.device) -> tupl
     """One uncropped pair as a batch of one, and as uint8 lq and gt."""
     lq_u8, gt_u8 = reader.pair(index)
     lq, gt = (torch.from_numpy(picture).permute(2, 0, 1)[None].float().div(255) for picture in (lq_u8, gt_u8))
-    return Batch.of_images(lq, gt, keys=(reader.keys[index],)).to(device), lq_u8, gt_u8
+    masks = (torch.from_numpy(reader.masks(index)),) if reader.masks_note else None
+    return Batch.of_images(lq, gt, keys=(reader.keys[index],), masks=masks).to(device), lq_u8, gt_u8
 
 
 def means(rows: list[Row]) -> dict[str, float]:

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dist_train.checkpoint import save_tensors
-from dist_train.config import NetConfig, RunConfig, parse_run
+from dist_train.config import InitConfig, NetConfig, RunConfig, parse_run
 from dist_train.nets import build_net
 from dist_train.nets.official import official_layout, open_official
 from shards.schema import sha256_of
@@ -220,6 +220,27 @@ def load_student(weights: Path) -> tuple[nn.Module, dict[str, Any]]:
     except (ValidationError, RuntimeError) as error:
         raise ValueError(f"{weights} does not fit the net of its card, {card['net']}: {error}") from None
     return net.eval().requires_grad_(False), card
+
+
+def start_from(task: nn.Module, init: InitConfig) -> None:
+    """Give the nets of a new task the weights that `init` names.
+
+    Raises:
+        ValueError: as `load_net`; or the file is of another net or size than the run's.
+    """
+    nets = {"student": getattr(task, "student", None), "teacher": getattr(getattr(task, "teacher", None), "net", None)}
+    for part, net in nets.items():
+        path = getattr(init, part)
+        if path is None:
+            continue
+        if net is None:
+            raise ValueError(f"init.{part}={path}, but the run's task has no {part}")
+        loaded, card = load_net(Path(path), {})
+        try:
+            net.load_state_dict(loaded.state_dict())
+        except RuntimeError:
+            said = card.get("title") or card["net"]
+            raise ValueError(f"init.{part}={path} holds {said}; set {part} to that net and size") from None
 
 
 def _read_state(checkpoint: Path) -> tuple[dict[str, Any], RunConfig]:

@@ -151,7 +151,8 @@ def sgr(student_features: Tensor, teacher_features: Tensor, masks: MaskSet, conf
         Squared difference of the relations, mean over the pairs of valid masks of a picture, then over the pictures. A
         picture without a pair counts 0, so that the mean does not depend on how a batch is shared out.
     """
-    teacher_features = teacher_features.detach()
+    # Energies over channels and pixels go beyond fp16.
+    student_features, teacher_features = student_features.float(), teacher_features.detach().float()
     if config.normalize:
         scale = teacher_features.square().mean((1, 2, 3), keepdim=True).clamp_min(1e-12).rsqrt()
         student_features, teacher_features = student_features * scale, teacher_features * scale

@@ -5,6 +5,8 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import torch
+
 from dist_train import ranks
 from dist_train.config import LossConfig
 
@@ -47,15 +49,18 @@ def named_losses(losses: Mapping[str, float], loss: LossConfig) -> dict[str, flo
 
 
 class Stopwatch:
-    """Samples per second, and the share of the time spent waiting for data, since the last lap."""
+    """Samples per second, and the shares of the time spent waiting for data and making masks, since the last lap."""
 
-    def __init__(self, global_batch: int) -> None:
+    def __init__(self, global_batch: int, device: torch.device | None = None) -> None:
         self._global_batch = global_batch
+        self._on_gpu = device is not None and device.type == "cuda"
         self._begin()
 
     def _begin(self) -> None:
         self._begun, self._steps, self._data_s = time.perf_counter(), 0, 0.0
         self._stepped = self._begun
+        self._prior_s: list[float] = []
+        self._prior_events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     def step(self) -> None:
         """One more optimizer step is done."""
@@ -73,14 +78,35 @@ class Stopwatch:
         yield
         self._data_s += time.perf_counter() - begun
 
+    @contextmanager
+    def making_masks(self) -> Iterator[None]:
+        """Counts the time inside as the prior's.
+
+        On a GPU it is the time of the GPU's queue from here to there, which is read at the lap: nothing waits for it,
+        and what the host does while the queue is busy costs nothing.
+        """
+        if self._on_gpu:
+            begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begun.record()
+            yield
+            ended.record()
+            self._prior_events.append((begun, ended))
+        else:
+            begun_s = time.perf_counter()
+            yield
+            self._prior_s.append(time.perf_counter() - begun_s)
+
     def lap(self) -> dict[str, float]:
-        """`time/samples_per_s`, `time/step_s` and `time/data_share` since the last lap; empty if there was no step."""
-        elapsed, steps, data_s = time.perf_counter() - self._begun, self._steps, self._data_s
+        """`time/samples_per_s`, `time/step_s`, `time/data_share` and, where masks were made, `time/prior_share` since
+        the last lap; empty if there was no step."""
+        for begun, ended in self._prior_events:
+            ended.synchronize()
+            self._prior_s.append(begun.elapsed_time(ended) / 1000)
+        elapsed, steps, data_s, prior_s = time.perf_counter() - self._begun, self._steps, self._data_s, self._prior_s
         self._begin()
         if not steps:
             return {}
-        return {
-            "time/samples_per_s": steps * self._global_batch / elapsed,
-            "time/step_s": elapsed / steps,
-            "time/data_share": data_s / elapsed,
-        }
+        shares = {"time/data_share": data_s / elapsed}
+        if prior_s:
+            shares["time/prior_share"] = sum(prior_s) / elapsed
+        return {"time/samples_per_s": steps * self._global_batch / elapsed, "time/step_s": elapsed / steps, **shares}

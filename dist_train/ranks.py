@@ -87,6 +87,14 @@ def any_rank(flag: bool) -> bool:
     return not agree(not flag)
 
 
+def largest(value: int) -> int:
+    """The largest of all ranks' numbers, on every rank."""
+    box = torch.tensor(value, device=_comm_device())
+    if world_size() > 1:
+        dist.all_reduce(box, dist.ReduceOp.MAX)
+    return int(box)
+
+
 def broadcast_object(value: T) -> T:
     """The main rank's object, on every rank. Small, picklable things only."""
     if world_size() == 1:

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 
 from dist_train import checkpoint, ranks
-from dist_train.config import RunConfig, changed_method, parse_run, plan_batch
+from dist_train.config import RunConfig, plan_batch
 from dist_train.data.batch import Batch
 from dist_train.data.loader import training_batches
 from dist_train.data.reader import ShardReader
 from dist_train.engine import Engine
 from dist_train.evaluate import draw_panels, evaluate, means
+from dist_train.export import start_from
 from dist_train.meters import Stopwatch, named_losses
 from dist_train.priors import build_priors
 from dist_train.ranks import TrainingError
@@ -50,7 +51,9 @@ def _train(run: RunConfig, device: torch.device) -> Path:
     reader = ShardReader(run.data.train)
     val = ShardReader(run.data.val) if run.data.val else None
     saved = checkpoint.find_agreed(run.dir)
-    resumed = None if saved is None else _checked(checkpoint.load(saved), run, reader)
+    resumed = None if saved is None else checkpoint.load(saved)
+    if resumed:
+        checkpoint.check_same_run(resumed, run, fingerprint=reader.fingerprint)
     start = resumed.state["step"] if resumed else 0
     if saved is not None and start >= run.optim.steps:
         log.info("%s is finished: %s has all its %d steps", run.name, saved, start)
@@ -61,10 +64,22 @@ def _train(run: RunConfig, device: torch.device) -> Path:
     parameters = count_parameters(task)
     if resumed:
         checkpoint.load_model(task, resumed)
-    priors = build_priors(run, device)
+    else:
+        start_from(task, run.init)
+    on_disk = partial(checkpoint.steps_on_disk, run.dir)
+    priors = build_priors(run, device, train=reader, val=val, checkpoints=on_disk)
+    if resumed:
+        checkpoint.check_same_priors(resumed, priors.describe())
     engine = Engine(run, task, plan, device, resumed=resumed)
     batches = training_batches(
-        reader, run.data, seed=run.seed, plan=plan, rank=ranks.rank(), world=ranks.world_size(), start_step=start
+        reader,
+        run.data,
+        seed=run.seed,
+        plan=plan,
+        rank=ranks.rank(),
+        world=ranks.world_size(),
+        start_step=start,
+        masks=run.reads_masks,
     )
     env = environment(
         device,
@@ -74,19 +89,19 @@ def _train(run: RunConfig, device: torch.device) -> Path:
         parameters=parameters,
         priors=priors.describe(),
     )
-    _same_weights(resumed, env)
     ranks.on_main(lambda: write_record(run, env))
     _say_what_runs(run, env, resumed)
 
     bad_samples: set[str] = set()
     with Tracker(run, resume_step=start, extra=env) as tracker:
-        watch = Stopwatch(run.optim.global_batch)
+        watch = Stopwatch(run.optim.global_batch, device)
+        timed = priors._replace(timing=watch.making_masks)
         while engine.step_count < run.optim.steps:
             faulthandler.dump_traceback_later(run.engine.hang_timeout_s, exit=True)
             step = engine.step_count + 1
             last = step == run.optim.steps
             measure = _due(step, run.track.gradients_every)
-            engine.step(_watched(batches, watch, bad_samples), priors, measure=measure)
+            engine.step(_watched(batches, watch, bad_samples), timed, measure=measure)
             _stop_if_too_many(bad_samples, run)
             watch.step()
             if last or _due(step, run.track.every):
@@ -113,31 +128,6 @@ def _train(run: RunConfig, device: torch.device) -> Path:
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def _checked(resumed: checkpoint.Checkpoint, run: RunConfig, reader: ShardReader) -> checkpoint.Checkpoint:
-    """Refuse to go on as another method, or with another stream of samples."""
-    before = parse_run(resumed.state["config"], source=str(resumed.path))
-    if changes := changed_method(before, run):
-        raise ValueError(
-            f"{resumed.path} cannot go on as this run: {'; '.join(changes)}. Set it back, or give the run another name"
-        )
-    if resumed.state["data"] != reader.fingerprint:
-        raise ValueError(
-            f"{resumed.path} was trained on other shards than data.train={run.data.train} holds now (the manifest has "
-            "changed). Put the old shards back, or give the run another name"
-        )
-    return resumed
-
-
-def _same_weights(resumed: checkpoint.Checkpoint | None, env: dict[str, Any]) -> None:
-    """Refuse priors whose weights are others than those of the checkpoint."""
-    for part, what in (resumed.state["env"]["priors"] if resumed else {}).items():
-        if what["sha256"] != env["priors"][part]["sha256"]:
-            raise ValueError(
-                f"this run was trained with {part} of sha256 {what['sha256']} ({what['weights']}), and now finds "
-                f"{env['priors'][part]['sha256']}. Give the old weights, or give the run another name"
-            )
 
 
 def _save(run: RunConfig, engine: Engine, reader: ShardReader, env: dict[str, Any]) -> Path:

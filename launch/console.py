@@ -29,13 +29,14 @@ def add_net_option(parser: argparse.ArgumentParser) -> None:
         "--net",
         nargs="+",
         default=[],
-        type=_setting,
+        type=setting,
         metavar="KEY=VALUE",
         help="what an official file cannot say of its net, for example img_size=128; launch.doctor lists it",
     )
 
 
-def _setting(text: str) -> tuple[str, Any]:
+def setting(text: str) -> tuple[str, Any]:
+    """KEY=VALUE of a command line, the value read as YAML; a `type` for argparse."""
     key, equals, value = text.partition("=")
     try:
         if equals:

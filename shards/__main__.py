@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import subprocess
 import sys
 from pathlib import Path
 
@@ -20,6 +21,9 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         0: done; 1: `check` found problems; 2: an error, told in one message; 130: interrupted.
     """
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["masks"]:
+        return _masks(argv[1:])
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
@@ -53,6 +57,12 @@ def _synth(args: argparse.Namespace) -> int:
     return 0
 
 
+def _masks(arguments: list[str]) -> int:
+    # What makes masks is the library's, and shards imports nothing of it, nor torch. So the program lies with the other
+    # entry points and is started as any other; it has options and help of its own.
+    return subprocess.run([sys.executable, "-m", "launch.masks_ahead", *arguments], check=False).returncode
+
+
 def _check(args: argparse.Namespace) -> int:
     report = check(args.dir, deep=not args.quick)
     for problem in report.problems:
@@ -72,6 +82,8 @@ def _ls(args: argparse.Namespace) -> int:
         return 0
     manifest, rows = load_index(folder)
     print(f"{folder}  {manifest.layout}, {manifest.split}: {manifest.num_samples} pairs from {manifest.src}")
+    if manifest.masks:
+        print(f"masks of {manifest.masks.of}, by {manifest.masks.prior}")
     print(f"fingerprint {manifest.fingerprint}, {len(manifest.rejected)} rejected, arguments {manifest.arguments}")
     for number, shard in enumerate(manifest.shardlist):
         print(f"{shard.url}  {shard.nsamples} pairs, {shard.filesize} bytes, sha256 {shard.sha256[:16]}")
@@ -105,6 +117,8 @@ def _parser() -> argparse.ArgumentParser:
     synth.add_argument("--seed", type=int, default=0)
     synth.add_argument("--variants", type=_at_least_one, default=2, help="degradations of each picture (default: 2)")
     synth.set_defaults(run=_synth)
+
+    commands.add_parser("masks", help="write a data set again, with masks; see `python -m shards masks --help`")
 
     checker = commands.add_parser("check", help="read everything, and compare with manifest, index and webdataset")
     checker.add_argument("dir")

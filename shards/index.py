@@ -9,26 +9,31 @@ import io
 import json
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from shards.schema import INDEX, Manifest, ShardError, index_dtype, key_problem, load_manifest
+from shards.schema import INDEX, MASKS, Manifest, ShardError, index_dtype, key_problem, load_manifest
 
 _BLOCK = 512
 _FILES = (tarfile.REGTYPE, tarfile.AREGTYPE)
-_ROLES = ("lq", "gt", "json")
+_ROLES = ("lq", "gt", "json")  # of every sample; and `masks` of all or of none
 
 
 class Member(NamedTuple):
-    """One file in a tar: sample, role (`lq`, `gt` or `json`), where its bytes begin, and the bytes."""
+    """One file in a tar: sample, ending (`lq.png`), where its bytes begin, and the bytes."""
 
     key: str
-    role: str
+    ending: str
     offset: int
     data: bytes
+
+    @property
+    def role(self) -> str:
+        """`lq`, `gt`, `json` or `masks`."""
+        return self.ending.partition(".")[0]
 
 
 class Entry(NamedTuple):
@@ -37,8 +42,11 @@ class Entry(NamedTuple):
     key: str
     h: int
     w: int
+    note: dict[str, Any]
+    """What KEY.json holds."""
     lq: Member
     gt: Member
+    masks: Member | None
 
 
 def read_tar(path: Path) -> Iterator[Entry]:
@@ -61,18 +69,22 @@ def read_tar(path: Path) -> Iterator[Entry]:
         yield _entry(path, group)
 
 
-def build_index(tars: Iterable[Path]) -> tuple[np.ndarray, str]:
+def build_index(tars: Sequence[Path]) -> tuple[np.ndarray, str]:
     """Index shards in order.
 
     Returns:
         Rows of `index_dtype`, and the sha256 over the `content_line` of every sample.
     """
-    content, entries = hashlib.sha256(), []
+    content, entries, masked = hashlib.sha256(), [], set()
     for shard, path in enumerate(tars):
         for entry in read_tar(path):
             content.update(content_line(entry.key, entry.lq.data, entry.gt.data))
             entries.append(row(entry, shard))
-    rows = np.array(entries, index_dtype(max((len(entry[0]) for entry in entries), default=1)))
+            masked.add(entry.masks is not None)
+    if len(masked) > 1:
+        raise ShardError("some samples have masks and some have none; write the set again", url=tars[0].parent)
+    key_bytes = max((len(entry[0]) for entry in entries), default=1)
+    rows = np.array(entries, index_dtype(key_bytes, masks=True in masked))
     keys, counts = np.unique(rows["key"], return_counts=True)
     if (counts > 1).any():
         raise ShardError("lies in two shards; write the set again", key=keys[counts > 1][0].decode())
@@ -82,7 +94,7 @@ def build_index(tars: Iterable[Path]) -> tuple[np.ndarray, str]:
 def row(entry: Entry, shard: int) -> tuple:
     """An entry as a row of `index_dtype`."""
     values: list[bytes | int] = [entry.key.encode(), shard, entry.h, entry.w]
-    for member in (entry.lq, entry.gt):
+    for member in (entry.lq, entry.gt, *([entry.masks] if entry.masks else [])):
         values += [member.offset, len(member.data), zlib.crc32(member.data)]
     return tuple(values)
 
@@ -90,6 +102,11 @@ def row(entry: Entry, shard: int) -> tuple:
 def content_line(key: str, lq: bytes, gt: bytes) -> bytes:
     """What a sample adds to a data set's content hash: its key and the sha256 of both files."""
     return f"{key} {hashlib.sha256(lq).hexdigest()} {hashlib.sha256(gt).hexdigest()}\n".encode()
+
+
+def masks_line(key: str, masks: bytes) -> bytes:
+    """What a sample adds to the hash of a data set's masks."""
+    return f"{key} {hashlib.sha256(masks).hexdigest()}\n".encode()
 
 
 def open_index(folder: str | Path) -> tuple[Manifest, np.ndarray]:
@@ -146,10 +163,10 @@ def _members(path: Path) -> Iterator[Member]:
                 what = f"has a damaged header at byte {file.tell() - _BLOCK} ({error}); copy or write it again"
                 raise ShardError(what, url=path) from error
             key, _, ending = info.name.partition(".")
-            role = ending.partition(".")[0]
             if info.type not in _FILES:
                 raise ShardError("is no plain file (a link, a folder, a long name)", url=path, member=info.name)
-            problem = key_problem(key) if role in _ROLES else "is neither KEY.lq.EXT, KEY.gt.EXT nor KEY.json"
+            known = ending.partition(".")[0] in _ROLES or ending == MASKS
+            problem = key_problem(key) if known else f"is neither KEY.lq.EXT, KEY.gt.EXT, KEY.json nor KEY.{MASKS}"
             if problem:
                 raise ShardError(problem, url=path, member=info.name)
             offset = file.tell()
@@ -157,7 +174,7 @@ def _members(path: Path) -> Iterator[Member]:
             if len(data) < info.size:
                 raise ShardError("is cut off in the middle; copy or write the shard again", url=path, member=info.name)
             file.seek(-info.size % _BLOCK, 1)
-            yield Member(key, role, offset, data)
+            yield Member(key, ending, offset, data)
         tail = file.read()
         if len(tail) < _BLOCK or any(tail):
             raise ShardError("goes on after its end-of-archive mark: damaged; copy or write it again", url=path)
@@ -170,6 +187,6 @@ def _entry(path: Path, group: dict[str, Member]) -> Entry:
         raise ShardError(f"has no {' and no '.join(sorted(absent))}; write the set again", url=path, key=key)
     try:
         note = json.loads(group["json"].data)
-        return Entry(key, int(note["h"]), int(note["w"]), group["lq"], group["gt"])
+        return Entry(key, int(note["h"]), int(note["w"]), note, group["lq"], group["gt"], group.get("masks"))
     except (ValueError, KeyError, TypeError) as error:
         raise ShardError(f"does not tell h and w ({error!r})", url=path, member=f"{key}.json") from error

@@ -2,7 +2,7 @@
 
 DIR/manifest.json   counts, sizes and sha256 of everything beside it; written last, so its presence means finished
 DIR/index.npy       one row per sample: where its bytes lie, their crc32, height and width
-DIR/000000.tar      WebDataset: KEY.gt.EXT, KEY.json, KEY.lq.EXT, one sample after the other
+DIR/000000.tar      WebDataset: KEY.gt.EXT, KEY.json, KEY.lq.EXT, perhaps KEY.masks.png, one sample after the other
 """
 
 import hashlib
@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 MANIFEST = "manifest.json"
 INDEX = "index.npy"
-MAX_KEY = 88  # with the longest member ending (.lq.jpeg) a name still fits tar's 100 bytes
+MASKS = "masks.png"
+MAX_KEY = 88  # with the longest member ending (.masks.png) a name still fits tar's 100 bytes
 _KEY = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -73,6 +74,19 @@ class Rejected(_Record):
     reason: str
 
 
+class Masks(_Record):
+    """Where the masks beside the pictures come from."""
+
+    of: str
+    """`lq`, `gt`, or what restored the lq that was looked at."""
+    prior: dict[str, Any]
+    """What made them, in its own words."""
+    source: Sha256
+    """Of the manifest of the data set they were made for."""
+    sha256: Sha256
+    """Of the masks: see `shards.index.masks_line`."""
+
+
 class Manifest(_Record):
     """Everything known of a folder of shards."""
 
@@ -90,6 +104,8 @@ class Manifest(_Record):
     arguments: dict[str, Any]
     """What the layout and the writer were called with."""
     rejected: tuple[Rejected, ...] = ()
+    masks: Masks | None = None
+    """None: the set has none."""
     tool_version: str
 
     @property
@@ -122,9 +138,12 @@ def load_manifest(folder: str | Path) -> Manifest:
         ) from None
 
 
-def index_dtype(key_bytes: int) -> np.dtype:
-    """Row of index.npy for keys of at most so many bytes. Offsets count from the start of the shard."""
+def index_dtype(key_bytes: int, *, masks: bool = False) -> np.dtype:
+    """Row of index.npy for keys of at most so many bytes, of a set with or without masks.
+
+    Offsets count from the start of the shard.
+    """
     fields: list[tuple[str, str]] = [("key", f"S{key_bytes}"), ("shard", "<u4"), ("h", "<u4"), ("w", "<u4")]
-    for role in ("lq", "gt"):
+    for role in ("lq", "gt", "masks") if masks else ("lq", "gt"):
         fields += [(f"{role}_offset", "<u8"), (f"{role}_size", "<u8"), (f"{role}_crc32", "<u4")]
     return np.dtype(fields)

@@ -9,6 +9,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from tqdm import tqdm
 from shards.codec import inspect_colour
 from shards.index import build_index, content_line, open_index
 from shards.layouts import Pair
-from shards.schema import INDEX, MANIFEST, Manifest, Rejected, Shard, ShardError, key_problem, sha256_of
+from shards.schema import INDEX, MANIFEST, Manifest, Masks, Rejected, Shard, ShardError, key_problem, sha256_of
 
 logger = logging.getLogger(__name__)
 
@@ -64,29 +65,43 @@ def write_shards(
     arguments = {**arguments, "shard_mib": shard_mib}
     if (out / MANIFEST).is_file():
         return _already_there(pairs, out, layout=layout, split=split, arguments=arguments)
+    needed = sum(path.stat().st_size for pair in pairs for path in pair[1:] if path and path.is_file())
+    with staged(out, needed_bytes=needed) as staging:
+        rejected: list[Rejected] = []
+        samples = _good_samples(pairs, rejected, go_on=skip_bad)
+        tars = write_tars(samples, staging, max_bytes=shard_mib * _MIB)
+        if rejected and not skip_bad:
+            raise ValueError(_refusal(rejected, len(pairs)))
+        if not tars:
+            raise ValueError(f"none of the {len(pairs)} pairs is good; the first: {rejected[0].reason}")
+        manifest = finish(tars, src=src, layout=layout, split=split, arguments=arguments, rejected=tuple(rejected))
+    logger.info("%s: %d pairs in %d shards, %d rejected", out, manifest.num_samples, len(tars), len(rejected))
+    return manifest
+
+
+@contextmanager
+def staged(out: Path, *, needed_bytes: int) -> Iterator[Path]:
+    """A folder to write in, which becomes `out` when all went well and vanishes when not.
+
+    Raises:
+        ValueError: something is in the way.
+        ShardError: the disk is full or may not be written.
+    """
     staging = out.with_name(f"{out.name}.tmp.{socket.gethostname()}.{os.getpid()}")
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise ValueError(f"{out} is in the way: it is no data set of ours and not empty; choose another --out")
         if out.is_mount():
-            raise ValueError(f"{out} is a mount point, which cannot appear at once; choose --out {out / split}")
+            raise ValueError(f"{out} is a mount point, which cannot appear at once; choose a folder in it")
         out.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(out)
-        needed = sum(path.stat().st_size for pair in pairs for path in pair[1:] if path and path.is_file())
         free = shutil.disk_usage(out.parent).free
-        if needed > free:
+        if needed_bytes > free:
             raise ShardError(
-                f"needs {needed / _MIB:.0f} MiB, free are {free / _MIB:.0f}: choose another --out", url=out
+                f"needs {needed_bytes / _MIB:.0f} MiB, free are {free / _MIB:.0f}: choose another --out", url=out
             )
         staging.mkdir()
-        rejected: list[Rejected] = []
-        samples = _good_samples(pairs, rejected, go_on=skip_bad)
-        tars = _write_tars(samples, staging, max_bytes=shard_mib * _MIB)
-        if rejected and not skip_bad:
-            raise ValueError(_refusal(rejected, len(pairs)))
-        if not tars:
-            raise ValueError(f"none of the {len(pairs)} pairs is good; the first: {rejected[0].reason}")
-        manifest = _finish(tars, src=src, layout=layout, split=split, arguments=arguments, rejected=rejected)
+        yield staging
         os.rename(staging, out)
         _sync(out.parent)
     except OSError as error:
@@ -94,8 +109,6 @@ def write_shards(
         raise ShardError(f"nothing was written ({hint})", url=out) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    logger.info("%s: %d pairs in %d shards, %d rejected", out, manifest.num_samples, len(tars), len(rejected))
-    return manifest
 
 
 def _good_samples(pairs: list[Pair], rejected: list[Rejected], *, go_on: bool) -> Iterator[dict[str, Any]]:
@@ -135,7 +148,8 @@ def _load(pair: Pair) -> dict[str, Any]:
     return sample
 
 
-def _write_tars(samples: Iterable[dict[str, Any]], folder: Path, *, max_bytes: float) -> list[Path]:
+def write_tars(samples: Iterable[dict[str, Any]], folder: Path, *, max_bytes: float) -> list[Path]:
+    """Write WebDataset samples; a tar is closed before it grows beyond `max_bytes`."""
     import webdataset  # pulls in torch, which takes seconds
 
     tars: list[Path] = []
@@ -155,8 +169,15 @@ def _write_tars(samples: Iterable[dict[str, Any]], folder: Path, *, max_bytes: f
     return tars
 
 
-def _finish(
-    tars: list[Path], *, src: str, layout: str, split: str, arguments: dict[str, Any], rejected: list[Rejected]
+def finish(
+    tars: list[Path],
+    *,
+    src: str,
+    layout: str,
+    split: str,
+    arguments: dict[str, Any],
+    rejected: tuple[Rejected, ...],
+    masks: Masks | None = None,
 ) -> Manifest:
     """Index what lies on the disk, and write the manifest last."""
     folder = tars[0].parent
@@ -178,7 +199,8 @@ def _finish(
         content_sha256=content_sha256,
         src=src,
         arguments=arguments,
-        rejected=tuple(rejected),
+        rejected=rejected,
+        masks=masks,
         tool_version=_tool_version(),
     )
     with open(folder / MANIFEST, "x") as file:

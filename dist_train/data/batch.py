@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from dist_train.data.augment import apply_geometry
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -26,12 +28,24 @@ class Batch:
     bad: tuple[str, ...] = ()
     """One message for each sample that could not be read and was replaced by a stand-in."""
 
+    masks: tuple[Tensor, ...] | None = None
+    """Of each row (K,H,W) bool, K its own, in any order, some perhaps empty: what the shards hold, cut as the row's lq
+    (with MixUp, as that of the first). None: they hold none, or the run has no use for them."""
+
     @classmethod
-    def of_images(cls, lq: Tensor, gt: Tensor, *, keys: tuple[str, ...] = ()) -> "Batch":
+    def of_images(
+        cls, lq: Tensor, gt: Tensor, *, keys: tuple[str, ...] = (), masks: tuple[Tensor, ...] | None = None
+    ) -> "Batch":
         """Pictures from outside the stream, (B,3,H,W) each; their positions are -1 and their geometry is zero."""
         num = len(lq)
-        return cls(lq, gt, keys or ("",) * num, torch.full((num,), -1), torch.zeros(num, 4, dtype=torch.int64))
+        geometry = torch.zeros(num, 4, dtype=torch.int64)
+        return cls(lq, gt, keys or ("",) * num, torch.full((num,), -1), geometry, masks=masks)
+
+    def carry(self, whole: Tensor, row: int) -> Tensor:
+        """What is known of a row's whole picture, (...,H,W), cut, mirrored and turned as the row was."""
+        return apply_geometry(whole, self.geometry[row], self.lq.shape[-1])
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch with its pictures on `device`."""
-        return replace(self, lq=self.lq.to(device), gt=self.gt.to(device))
+        masks = self.masks and tuple(of_row.to(device) for of_row in self.masks)
+        return replace(self, lq=self.lq.to(device), gt=self.gt.to(device), masks=masks)

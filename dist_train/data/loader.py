@@ -31,6 +31,7 @@ def training_batches(
     rank: int = 0,
     world: int = 1,
     start_step: int = 0,
+    masks: bool = False,
 ) -> Generator[Batch, None, None]:
     """Micro-batches of one rank, without end.
 
@@ -45,6 +46,7 @@ def training_batches(
         plan: for this `world`.
         rank, world: whose share.
         start_step: step to begin with; resuming reads nothing twice.
+        masks: whether batches bring the masks that the shards hold.
 
     Returns:
         A generator; closing it (or dropping it) ends its workers.
@@ -54,7 +56,7 @@ def training_batches(
     """
     _check_fit(reader, data, plan)
     loader: DataLoader = DataLoader(
-        _Samples(reader, data, seed, plan.global_batch),
+        _Samples(reader, data, seed, plan.global_batch, masks=masks),
         batch_sampler=_positions(plan, rank=rank, world=world, start_step=start_step),
         num_workers=data.workers,
         collate_fn=_collate,
@@ -71,6 +73,9 @@ def _positions(plan: BatchPlan, *, rank: int, world: int, start_step: int) -> It
             yield range(first, first + plan.batch_per_rank)
 
 
+_Read = tuple[np.ndarray, np.ndarray, np.ndarray | None]  # lq, gt, masks of the whole picture
+
+
 class _Sample(NamedTuple):
     lq: Tensor  # (3,P,P) in [0,255]: uint8, a quarter of the floats on their way out of the worker, unless mixed
     gt: Tensor
@@ -78,13 +83,14 @@ class _Sample(NamedTuple):
     position: int
     geometry: tuple[int, int, int, int]
     bad: tuple[str, ...]
+    masks: Tensor | None
 
 
 class _Samples(Dataset):
     """Position in the stream -> sample."""
 
-    def __init__(self, reader: ShardReader, data: DataConfig, seed: int, global_batch: int) -> None:
-        self.reader, self.data, self.seed, self.global_batch = reader, data, seed, global_batch
+    def __init__(self, reader: ShardReader, data: DataConfig, seed: int, global_batch: int, *, masks: bool) -> None:
+        self.reader, self.data, self.seed, self.global_batch, self.masks = reader, data, seed, global_batch, masks
         folder = data.rainmix and data.rainmix.streaks
         self.streaks = streak_pictures(folder, least_px=_largest_crop(data)[1]) if folder else ()
 
@@ -102,17 +108,18 @@ class _Samples(Dataset):
 
     def _unmixed(self, position: int) -> _Sample:
         number = sample_at(position, seed=self.seed, num_samples=len(self.reader))
-        number, pair, bad = self._readable(number, position)
+        number, (lq_u8, gt_u8, whole), bad = self._readable(number, position)
         size_px, crop_px = self.reader.size_px(number), self.data.crop_px_at(position // self.global_batch)
         geometry = geometry_at(self.seed, position, size_px, crop_px=crop_px, flips=self.data.flips)
-        lq, gt = (apply_geometry(torch.from_numpy(rgb).permute(2, 0, 1), geometry, crop_px) for rgb in pair)
+        lq, gt = (apply_geometry(torch.from_numpy(rgb).permute(2, 0, 1), geometry, crop_px) for rgb in (lq_u8, gt_u8))
         if config := self.data.rainmix:
             chance = Chance(self.seed, position, RAINMIX)
             rainy = rainmix(lq.numpy(), gt.numpy(), chance, clean=config.clean, streaks=self.streaks)
             lq = torch.from_numpy(rainy)
-        return _Sample(lq, gt, self.reader.keys[number], position, geometry, (bad,) if bad else ())
+        masks = None if whole is None else apply_geometry(torch.from_numpy(whole), geometry, crop_px).contiguous()
+        return _Sample(lq, gt, self.reader.keys[number], position, geometry, (bad,) if bad else (), masks)
 
-    def _readable(self, number: int, position: int) -> tuple[int, tuple[np.ndarray, np.ndarray], str | None]:
+    def _readable(self, number: int, position: int) -> tuple[int, _Read, str | None]:
         """The sample, or a stand-in that depends on the position alone, so that it too is the same for any world."""
         try:
             return number, self._read(number), None
@@ -120,22 +127,26 @@ class _Samples(Dataset):
             for draw in draws(self.seed, position, STAND_IN, _STAND_INS):
                 stand_in = draw % len(self.reader)
                 try:
-                    pair = self._read(stand_in)
+                    read = self._read(stand_in)
                 except BadSampleError:
                     continue
-                return stand_in, pair, str(error)  # the same message each epoch: samples are counted, not visits
+                return stand_in, read, str(error)  # the same message each epoch: samples are counted, not visits
             raise
 
-    def _read(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+    def _read(self, number: int) -> _Read:
         for _ in range(_READS - 1):  # a network disk may fail once
             try:
-                return self.reader.pair(number)
+                return self._read_once(number)
             except BadSampleError:
                 pass
-        return self.reader.pair(number)
+        return self._read_once(number)
+
+    def _read_once(self, number: int) -> _Read:
+        return *self.reader.pair(number), self.reader.masks(number) if self.masks else None
 
 
 def _collate(samples: list[_Sample]) -> Batch:
+    masks = [sample.masks for sample in samples if sample.masks is not None]  # of all or of none
     return Batch(
         lq=torch.stack([sample.lq for sample in samples]),
         gt=torch.stack([sample.gt for sample in samples]),
@@ -143,6 +154,7 @@ def _collate(samples: list[_Sample]) -> Batch:
         positions=torch.tensor([sample.position for sample in samples]),
         geometry=torch.tensor([sample.geometry for sample in samples]),
         bad=tuple(message for sample in samples for message in sample.bad),
+        masks=tuple(masks) if masks else None,
     )
 
 

@@ -2,14 +2,15 @@
 
 import os
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from shards.codec import decode_rgb
+from shards.codec import decode_masks, decode_rgb
 from shards.index import open_index
-from shards.schema import ShardError
+from shards.schema import Masks, ShardError
 
 
 class BadSampleError(ShardError):
@@ -57,7 +58,20 @@ class ShardReader:
             BadSampleError: its bytes are not those that were written, or cannot be read.
             ShardError: the shard is gone.
         """
-        return self._picture(number, "lq"), self._picture(number, "gt")
+        return self.lq(number), self._decoded(number, "gt", _picture)
+
+    def lq(self, number: int) -> np.ndarray:
+        """The degraded picture of a pair alone, (H,W,3) uint8 RGB; errors as `pair`."""
+        return self._decoded(number, "lq", _picture)
+
+    @property
+    def masks_note(self) -> Masks | None:
+        """Where the masks beside the pictures come from; None: there are none."""
+        return self.manifest.masks
+
+    def masks(self, number: int) -> np.ndarray:
+        """The masks of a pair, (K,H,W) bool, K its own; only where there are any. Errors as `pair`."""
+        return self._decoded(number, "masks", decode_masks)
 
     def close(self) -> None:
         """Close the shards; they open again when read."""
@@ -67,7 +81,7 @@ class ShardReader:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_files": {}}
 
-    def _picture(self, number: int, role: str) -> np.ndarray:
+    def _decoded(self, number: int, role: str, decode: Callable[[bytes, tuple[int, int]], np.ndarray]) -> np.ndarray:
         row = self._rows[number]
         url = self.folder / self.manifest.shardlist[row["shard"]].url
         file = self._open(int(row["shard"]), url)
@@ -75,13 +89,10 @@ class ShardReader:
             data = os.pread(file, int(row[f"{role}_size"]), int(row[f"{role}_offset"]))
             if zlib.crc32(data) != row[f"{role}_crc32"]:
                 raise ValueError(f"crc32 differs; run `python -m shards check {self.folder}`")
-            picture = decode_rgb(data)
-            if picture.shape[:2] != self.size_px(number):
-                raise ValueError(f"is {picture.shape[:2]}, the index says {self.size_px(number)}; write the set again")
+            return decode(data, self.size_px(number))
         except (OSError, ValueError) as error:
             key = self.keys[number]
             raise BadSampleError(str(error), url=url, key=key, member=f"{key}.{role}") from error
-        return picture
 
     def _open(self, shard: int, url: Path) -> int:
         if shard not in self._files:
@@ -91,3 +102,10 @@ class ShardReader:
                 what = f"{error.strerror}: bring it back, then run `python -m shards check {self.folder}`"
                 raise ShardError(what, url=url) from error
         return self._files[shard]
+
+
+def _picture(data: bytes, size_px: tuple[int, int]) -> np.ndarray:
+    picture = decode_rgb(data)
+    if picture.shape[:2] != size_px:
+        raise ValueError(f"is {picture.shape[:2]}, the index says {size_px}; write the set again")
+    return picture

@@ -50,4 +50,5 @@ def build_teacher(run: RunConfig) -> Teacher:
         num_masks=run.prior.num_masks,
         every=spf.every,
         max_channels=spf.max_channels,
+        encoding=spf.encoding,
     )

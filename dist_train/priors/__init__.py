@@ -1,19 +1,33 @@
-"""Frozen sources of semantics: masks of a picture (regions, sam), features of a picture (vgg)."""
+"""Frozen sources of semantics: masks of a picture (regions, sam, psp; cached, stored, remote), features of it (vgg)."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import shutil
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from dist_train.config import PriorConfig, RunConfig
+from dist_train import ranks
+from dist_train.config import CachedConfig, PriorConfig, RemoteConfig, RunConfig
+from dist_train.priors.cached import CachedPrior, Pictures
+from dist_train.priors.mask_files import MaskFiles
 from dist_train.priors.masks import Prior
+from dist_train.priors.psp import load_psp_prior
 from dist_train.priors.regions import RegionsPrior
+from dist_train.priors.remote import load_remote_prior
 from dist_train.priors.sam import load_sam_prior
+from dist_train.priors.stored import StoredPrior, how_to_store
 from dist_train.priors.vgg import Features, load_features
+from shards.schema import Masks
 
 PRIORS: dict[str, Callable[[Any, torch.device], Prior]] = {
     "regions": lambda config, device: RegionsPrior(config),
     "sam": load_sam_prior,
+    "psp": load_psp_prior,
+    "cached": lambda config, device: build_inner(config, device),
+    "stored": lambda config, device: StoredPrior(config),
+    "remote": load_remote_prior,
 }
 
 
@@ -22,14 +36,29 @@ class Priors(NamedTuple):
 
     masks: Prior | None = None
     features: Features | None = None
+    timing: Callable[[], AbstractContextManager] = nullcontext
+    """Held around the making of masks, by whoever wants to know what it costs."""
 
     def describe(self) -> dict[str, Any]:
         """What they are, for the run record."""
-        return {name: prior.describe() for name, prior in self._asdict().items() if prior is not None}
+        parts = {"masks": self.masks, "features": self.features}
+        return {name: part.describe() for name, part in parts.items() if part is not None}
+
+
+class DataSet(Pictures, Protocol):
+    """What is asked of the pictures: `dist_train.data.reader.ShardReader`."""
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies."""
+
+    @property
+    def masks_note(self) -> Masks | None:
+        """Where the masks in it come from, if there are any."""
 
 
 def build_prior(config: PriorConfig, device: torch.device) -> Prior:
-    """The source of masks that the configuration names.
+    """The source of masks that the configuration names, for pictures from outside a training run.
 
     Raises:
         ValueError: weights are missing, or of another net.
@@ -38,9 +67,65 @@ def build_prior(config: PriorConfig, device: torch.device) -> Prior:
     return PRIORS[config.name](config, device)
 
 
-def build_priors(run: RunConfig, device: torch.device) -> Priors:
-    """All that a run needs, and no more."""
+def build_priors(
+    run: RunConfig,
+    device: torch.device,
+    *,
+    train: DataSet,
+    val: DataSet | None,
+    checkpoints: Callable[[], Iterable[int]],
+) -> Priors:
+    """All that a run needs, and no more.
+
+    Args:
+        run: the run.
+        device: of this rank.
+        train, val: its pictures.
+        checkpoints: steps of the run's checkpoints on the disk, at the moment of the call.
+
+    Raises:
+        ValueError, OSError: as `build_prior`; or the shards have no masks and the prior is `stored`.
+    """
     return Priors(
-        masks=build_prior(run.prior, device) if run.task == "distill" else None,
+        masks=_prior_of(run, device, train, val, checkpoints) if run.task == "distill" else None,
         features=load_features(run.features, device) if run.uses_sgr else None,
     )
+
+
+def _prior_of(
+    run: RunConfig, device: torch.device, train: DataSet, val: DataSet | None, checkpoints: Callable[[], Iterable[int]]
+) -> Prior:
+    config = run.prior
+    if config.name == "stored":
+        looked_at = {"data.train": train}
+        if val and (run.eval.teacher or run.track.pictures_every):
+            looked_at["data.val"] = val  # for eval.teacher and the panels of track.pictures_every
+        for setting, data in looked_at.items():
+            if data.masks_note is None:
+                raise ValueError(
+                    f"prior.name=stored, but {setting}={data.folder} holds no masks; {how_to_store(data.folder)}: "
+                    f"then set {setting} to that"
+                )
+        return StoredPrior(config, train.masks_note)
+    if config.name == "cached":
+        folder = run.dir / "masks"
+        # Where nothing can be gone on from, what lies there is of a course that was given up.
+        ranks.on_main(lambda: None if list(checkpoints()) else shutil.rmtree(folder, ignore_errors=True))
+        return CachedPrior(
+            build_inner(config, device),
+            config,
+            pictures=train,
+            files=MaskFiles(folder, memory_mib=config.memory_mib),
+            global_batch=run.optim.global_batch,
+            checkpoints=checkpoints,
+            sharded=run.engine.zero_stage == 3,
+        )
+    return build_prior(config, device)
+
+
+def build_inner(config: CachedConfig | RemoteConfig, device: torch.device) -> Prior:
+    """The prior that `prior.of` names; as `build_prior`."""
+    try:
+        return build_prior(config.of, device)
+    except ValueError as error:  # which tells how to set prior.checkpoint
+        raise ValueError(str(error).replace("prior.", "prior.of.")) from None

@@ -1,7 +1,7 @@
 """What a prior takes and gives: 8-bit pictures in, a fixed number of masks per picture out."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,10 +20,12 @@ class MaskSet:
     Attributes:
         masks: (B,K,H,W) bool, largest first; "the k-th largest" is what channel k means for every prior.
         valid: (B,K) bool; picture b has `valid[b].sum()` masks. What a mask that is not valid holds counts for nothing.
+        notes: numbers for the log, under `prior/`; the same names at each call of one prior.
     """
 
     masks: Tensor
     valid: Tensor
+    notes: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         assert self.masks.dtype == self.valid.dtype == torch.bool
@@ -76,18 +78,44 @@ class MaskSet:
 
     def to(self, device: torch.device | str) -> "MaskSet":
         """The same masks on another device."""
-        return MaskSet(self.masks.to(device, non_blocking=True), self.valid.to(device, non_blocking=True))
+        masks, valid = (tensor.to(device, non_blocking=True) for tensor in (self.masks, self.valid))
+        return replace(self, masks=masks, valid=valid)
+
+
+Restore = Callable[[Tensor], Tensor]
+"""The student on (1,3,H,W) RGB in [0,1], any H and W, in evaluation and without gradient -> the same shape. Ranks that
+share the student's weights among them must call it equally often."""
+
+
+class Samples(Protocol):
+    """What a prior may know of the pictures it is given: `dist_train.data.batch.Batch`."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Sample of each."""
+
+    @property
+    def positions(self) -> Tensor:
+        """(B,) int64 on the CPU: place of each in the stream of samples; -1: from outside of it."""
+
+    @property
+    def masks(self) -> tuple[Tensor, ...] | None:
+        """(K,H,W) bool of each, K its own, on the pictures' device: what the shards hold."""
+
+    def carry(self, whole: Tensor, row: int) -> Tensor:
+        """What is known of a whole picture, (...,H,W), cut, mirrored and turned as the one given was."""
 
 
 class Prior(Protocol):
     """A frozen source of masks."""
 
-    def __call__(self, images: Tensor, batch: object | None) -> MaskSet:
+    def __call__(self, images: Tensor, batch: Samples | None = None, *, restore: Restore | None = None) -> MaskSet:
         """Segment pictures; no gradient.
 
         Args:
             images: (B,3,H,W) RGB, any float dtype; clamped to [0,1] and rounded to 8 bits here.
             batch: the `Batch` they come from, for priors that know its samples; None: pictures from elsewhere.
+            restore: the student, for priors that look at whole pictures; None: all are from outside the stream.
         """
         ...
 
@@ -112,14 +140,35 @@ def from_masks(pictures: Sequence[NDArray[np.bool_]], *, num_masks: int) -> Mask
     Returns:
         A MaskSet on the CPU.
     """
-    result = empty(len(pictures), num_masks, *pictures[0].shape[1:])
+    return largest_first([torch.from_numpy(masks) for masks in pictures], num_masks=num_masks)
+
+
+def largest_first(pictures: Sequence[Tensor], *, num_masks: int) -> MaskSet:
+    """`from_masks` for tensors, (N,H,W) bool, all on one device, where the result lies too; nothing waits for it."""
+    result = empty(len(pictures), num_masks, *pictures[0].shape[1:], device=pictures[0].device)
     for b, masks in enumerate(pictures):
-        areas = masks.sum((1, 2))
-        order = np.argsort(-areas, kind="stable")
-        order = order[areas[order] > 0][:num_masks]
-        result.masks[b, : len(order)] = torch.from_numpy(masks[order])
-        result.valid[b, : len(order)] = True
+        areas = masks.view(torch.uint8).sum((1, 2), dtype=torch.int32)  # of bool it takes a CPU 18 times as long
+        order = areas.argsort(descending=True, stable=True)[:num_masks]
+        result.masks[b, : len(order)] = masks[order]
+        result.valid[b, : len(order)] = areas[order] > 0
     return result
+
+
+def matched_iou(found: Tensor, wanted: Tensor) -> float:
+    """How alike two sets of masks of one picture are, whatever their order and number.
+
+    Args:
+        found, wanted: (N,H,W) and (M,H,W) bool.
+
+    Returns:
+        The mean, over all masks of both, of the IoU with the best partner in the other set; 1 if both are empty.
+    """
+    if not len(found) or not len(wanted):
+        return float(len(found) == len(wanted))
+    one, other = found.flatten(1).float(), wanted.flatten(1).float()
+    both = one @ other.T
+    iou = both / (one.sum(1, keepdim=True) + other.sum(1) - both).clamp(min=1)
+    return float(torch.cat([iou.amax(0), iou.amax(1)]).mean())
 
 
 def to_uint8(images: Tensor) -> NDArray[np.uint8]:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dist_train.config import RegionsConfig
-from dist_train.priors.masks import MaskSet, from_masks, to_uint8
+from dist_train.priors.masks import MaskSet, Restore, Samples, from_masks, to_uint8
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class RegionsPrior:
 
     config: RegionsConfig
 
-    def __call__(self, images: Tensor, batch: object | None = None) -> MaskSet:
+    def __call__(self, images: Tensor, batch: Samples | None = None, *, restore: Restore | None = None) -> MaskSet:
         """The `num_masks` largest regions of each picture; see `Prior`."""
         pictures = [self._regions(picture) for picture in to_uint8(images)]
         return from_masks(pictures, num_masks=self.config.num_masks).to(images.device)

@@ -9,6 +9,8 @@ Both nets are trained, by one backward pass: SPD and SGR stop at the teacher, an
 the student's output, so neither net's loss reaches the other (`loss.detach_cascade: false` lets the latter through).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -21,6 +23,18 @@ from dist_train.nets.fusion import Teacher
 from dist_train.nets.stages import RestorationNet, Trace
 from dist_train.priors import Priors
 from dist_train.priors.masks import MaskSet
+
+
+@contextmanager
+def _evaluating(net: nn.Module) -> Iterator[None]:
+    """Evaluation mode: no path is dropped, and batch norms neither learn from the picture nor speak to other ranks."""
+    in_training = [module for module in net.modules() if module.training]
+    net.eval()
+    try:
+        yield
+    finally:
+        for module in in_training:
+            module.training = True
 
 
 class DistillTask(nn.Module):
@@ -46,8 +60,8 @@ class DistillTask(nn.Module):
 
         Returns:
             student_rec, teacher_rec, spd, sgr: unweighted scalars (spd and sgr only if their weight is not 0);
-            total: what to call backward on; masks_per_picture and mask_coverage, for the log; with `measure`,
-            gradient/student_rec, gradient/spd, gradient/sgr: norms of the *weighted* terms' gradients.
+            total: what to call backward on; masks_per_picture, mask_coverage and the prior's own notes, for the log;
+            with `measure`, gradient/student_rec, gradient/spd, gradient/sgr: norms of the *weighted* terms' gradients.
         """
         student_trace: Trace = {}
         teacher_trace: Trace = {}
@@ -71,7 +85,8 @@ class DistillTask(nn.Module):
             if measure:
                 terms |= self._gradient_norms(terms, student_out)
         log = {"masks_per_picture": masks.counts().float().mean(), "mask_coverage": masks.coverage().mean()}
-        return {**terms, **log, "total": total}
+        notes = {name: torch.full_like(log["mask_coverage"], value) for name, value in masks.notes.items()}
+        return {**terms, **log, **notes, "total": total}
 
     def restore(self, batch: Batch, priors: Priors, *, teacher: bool = True) -> dict[str, Tensor]:
         """Pictures to look at: `student_out`, and with `teacher` also `teacher_out`, both (B,3,H,W) and not clamped,
@@ -86,9 +101,20 @@ class DistillTask(nn.Module):
     ) -> tuple[Tensor, Tensor, MaskSet]:
         assert priors.masks is not None
         student_out = self.student(batch.lq, trace=student_trace)  # Eq. 1
-        masks = priors.masks(student_out.detach().float(), batch)  # Eq. 2: what SAM sees is the restored picture
+        with priors.timing():  # Eq. 2: what SAM sees is the restored picture
+            masks = priors.masks(student_out.detach().float(), batch, restore=self._restore_whole)
         image = student_out.detach() if self.loss.detach_cascade else student_out
         return student_out, self.teacher(image, masks, teacher_trace), masks  # Eq. 3
+
+    @torch.no_grad()
+    def _restore_whole(self, lq: Tensor) -> Tensor:
+        """The student as it is deployed, for priors that look at whole pictures.
+
+        After the student's pass with gradient: under autocast a pass without would leave copies of the weights that no
+        gradient reaches, and the next would take them.
+        """
+        with _evaluating(self.student):
+            return self.student(lq).float()
 
     def _gradient_norms(self, terms: dict[str, Tensor], student_out: Tensor) -> dict[str, Tensor]:
         weights = {"student_rec": 1.0, "spd": self.loss.spd.weight, "sgr": self.loss.sgr.weight}

@@ -1,4 +1,4 @@
-"""README's "Bring your own net", followed to the letter: a file opened by spandrel is distilled, exported and restores."""
+"""README's "Bring your own net" to the letter: a net opened by spandrel is distilled, exported and restores."""
 
 import os
 import re

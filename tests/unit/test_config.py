@@ -54,6 +54,15 @@ def test_precedence_and_round_trip(config: Path) -> None:
         ),
         ("student.width=8", "student.name: must be one of custom, efficientderain, nafnet, rcdnet, uformer"),
         ("student.name=nafent", "student.name: 'nafent' is none of"),
+        ("prior.name=cached", "prior.of: must be given"),
+        ("prior={name: cached, of: {scale: 3}}", "prior.of.name: must be one of"),
+        ("prior={name: cached, of: {name: cached}}", "prior.of.name: 'cached' is none of"),
+        ("prior={name: cached, of: {name: sam, modle: vit_b}}", "prior.of.modle: no such setting; did you mean model?"),
+        (
+            "prior={name: cached, of: {name: regions}, refrsh: 2}",
+            "prior.refrsh: no such setting; did you mean refresh?",
+        ),
+        ("prior={name: cached, of: {name: regions, num_masks: 0}}", "prior.of.num_masks=0: Input should be greater"),
     ],
 )
 def test_mistakes_are_named(config: Path, override: str, message: str) -> None:
@@ -86,6 +95,17 @@ def test_another_method_or_stream_is_told_apart_from_another_path(config: Path) 
     changes = changed_method(before, now)
     assert {"loss.spd.weight=0.005 is now 1.0", "data.crop_px=128 is now 64"} <= set(changes)
     assert "prior.name=regions is now sam" in changes
+
+
+def test_a_prior_inside_another_is_compared_like_any(config: Path) -> None:
+    before = load_run(config, ["prior={name: cached, of: {name: sam}}"])
+    for setting in ("of.checkpoint=elsewhere.pth", "of.download=true", "memory_mib=1"):
+        assert (
+            changed_method(before, load_run(config, ["prior={name: cached, of: {name: sam}}", f"prior.{setting}"]))
+            == []
+        )
+    now = load_run(config, ["prior={name: cached, refresh: 2, of: {name: sam, model: vit_b}}"])
+    assert changed_method(before, now) == ["prior.of.model=vit_h is now vit_b", "prior.refresh=10 is now 2"]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)

@@ -86,7 +86,7 @@ def test_masks_come_from_the_student_s_output_without_gradient() -> None:
     priors = tiny_priors(run)
     seen = []
 
-    def watched(images: torch.Tensor, batch: object) -> MaskSet:
+    def watched(images: torch.Tensor, batch: object, **_: object) -> MaskSet:
         seen.append(images)
         return priors.masks(images, batch)  # type: ignore[misc]
 

@@ -14,10 +14,11 @@ from safetensors.torch import load_file, save_file
 
 from dist_train import checkpoint
 from dist_train.config import NafnetConfig, RunConfig
-from dist_train.export import export_student, load_net, load_student
+from dist_train.export import export_student, load_net, load_student, start_from
 from dist_train.nets import build_net
 from dist_train.nets.official import official_layout
 from dist_train.restore import restore_folder, restore_image
+from dist_train.tasks import build_task
 from launch import doctor
 from launch import evaluate as evaluate_command
 from launch import export as export_command
@@ -268,3 +269,21 @@ def test_formats_that_cannot_hold_the_picture_are_refused(tmp_path):
     cv2.imwrite(str(deep), np.zeros((8, 8, 3), np.uint16))
     result = restore_folder(Add(0, 0, 0), deep, tmp_path / "out.jpg")
     assert "no 16 bit" in result.failed[deep] and not (tmp_path / "out.jpg").exists()
+
+
+def test_a_run_starts_from_an_official_file_and_from_an_export(exported, tmp_path):
+    run = RunConfig.model_validate({**RUN, "student": NET, "init": {"student": str(exported)}})
+    torch.manual_seed(1)
+    task = build_task(run)
+    official = tmp_path / "net.pth"
+    torch.save(official_layout(run.student, build_net(run.student).state_dict()), official)
+    start_from(task, run.init.model_copy(update={"teacher": str(official)}))
+    assert all(torch.equal(task.student.state_dict()[name], held) for name, held in load_file(exported).items())
+    held = torch.load(official, weights_only=True)["params"]
+    assert all(torch.equal(task.teacher.net.state_dict()[name], tensor) for name, tensor in held.items())
+    wide = RunConfig.model_validate({**RUN, "student": {**NET, "width": 8}, "init": {"student": str(official)}})
+    with pytest.raises(ValueError, match="init.student=.* holds NAFNet width 4.*set student to that net and size"):
+        start_from(build_task(wide), wide.init)
+    alone = run.model_copy(update={"task": "plain", "init": run.init.model_copy(update={"teacher": str(official)})})
+    with pytest.raises(ValueError, match="task has no teacher"):
+        start_from(build_task(alone), alone.init)

@@ -84,6 +84,47 @@ def test_sgr_of_coincident_nodes_and_of_no_masks(relation: str) -> None:
     assert loss.item() == 0 and student.grad is not None and (student.grad == 0).all()
 
 
+def test_coincident_nodes_get_no_gradient_and_the_others_theirs() -> None:
+    nodes = torch.tensor([[[1.0, 2.0], [1.0, 2.0], [4.0, 6.0], [0.0, 0.0], [0.0, 0.0]]], requires_grad=True)
+    relations = losses.pooled_relations(nodes)
+    assert relations[0, 0].tolist() == pytest.approx([0, 0, 5, 5**0.5, 5**0.5])
+    relations[0, [0, 3], [1, 4]].sum().backward(retain_graph=True)
+    assert nodes.grad is not None and (nodes.grad == 0).all()
+    relations[0, 0, 2].backward()
+    assert nodes.grad[0, 2].tolist() == pytest.approx([0.6, 0.8])
+
+
+@pytest.mark.parametrize("relation", ["map", "pooled"])
+def test_what_a_padded_row_holds_counts_for_nothing_even_in_the_gradient(relation: str) -> None:
+    config = SgrConfig(relation=relation)  # type: ignore[arg-type]
+    masks, results = some_masks(), []
+    twice = masks.masks.clone()
+    twice[:, 1] = twice[:, 0]  # coincident too
+    for padded in (False, True):
+        held = twice | (padded & ~masks.valid[:, :, None, None])
+        student = features(1).float().requires_grad_()
+        loss = losses.sgr(student, features(2).float(), MaskSet(held, masks.valid), config)
+        loss.backward()
+        results.append((loss.detach(), student.grad))
+    assert torch.equal(results[0][0], results[1][0])
+    assert results[0][1] is not None and results[0][1].isfinite().all() and torch.equal(results[0][1], results[1][1])
+
+
+@pytest.mark.parametrize("relation", ["map", "pooled"])
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sgr_of_half_precision_features_is_that_of_their_values(
+    relation: str, normalize: bool, dtype: torch.dtype
+) -> None:
+    config = SgrConfig(relation=relation, normalize=normalize)  # type: ignore[arg-type]
+    student, teacher = ((200 * features(seed)).to(dtype) for seed in (1, 2))  # their squares are beyond fp16
+    student.requires_grad_()
+    loss = losses.sgr(student, teacher, some_masks(), config)
+    loss.backward()
+    assert loss.item() == pytest.approx(naive_sgr(student.double(), teacher.double(), some_masks(), config), rel=1e-4)
+    assert student.grad is not None and student.grad.isfinite().all() and student.grad.abs().sum() > 0
+
+
 def test_disjoint_masks_make_the_literal_relation_a_sum_of_energies() -> None:
     halves = np.zeros((2, 8, 8), bool)
     halves[0, :, :4], halves[1, :, 4:] = True, True

@@ -55,6 +55,21 @@ def test_the_stopwatch_leaves_out_what_is_not_training(monkeypatch: pytest.Monke
     assert watch.lap()["time/step_s"] == pytest.approx(0.5)
 
 
+def test_the_share_of_making_masks_is_that_of_training_steps_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("dist_train.meters.time.perf_counter", lambda: now)
+    watch = Stopwatch(global_batch=8)
+    for cost in (0.1, 0.3):  # two passes of one step
+        with watch.making_masks():
+            now += cost
+        now += 0.6
+    watch.step()
+    assert watch.lap()["time/prior_share"] == pytest.approx(0.4 / 1.6)
+    now += 1.0
+    watch.step()
+    assert "time/prior_share" not in watch.lap()
+
+
 def test_a_plain_run_has_no_weights() -> None:
     assert named_losses({"student_rec": 1.0, "total": 1.0}, LossConfig()) == {
         "loss/student_rec": 1.0,

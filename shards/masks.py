@@ -1,0 +1,92 @@
+"""Masks beside pictures that are shards already: the same samples again, each with KEY.masks.png."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from shards.codec import decode_rgb, encode_masks
+from shards.index import Entry, masks_line, open_index, read_tar
+from shards.schema import MANIFEST, MASKS, Manifest, Masks, ShardError, sha256_of
+from shards.write import finish, staged, write_tars
+
+logger = logging.getLogger(__name__)
+
+MaskMaker = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""(lq, gt), each (H,W,3) uint8 RGB -> (K,H,W) bool, K as it comes, 0 too."""
+
+
+def add_masks(shards: str | Path, out: str | Path, make: MaskMaker, *, of: str, prior: dict[str, Any]) -> Manifest:
+    """Write a data set again with masks, all or nothing; the old one stays as it is.
+
+    The pictures' bytes are the same, and so is the fingerprint: a run may change from one to the other. If `out` is
+    what this call would write, nothing is done.
+
+    Args:
+        shards: the folder of the data set; masks it may have are left behind.
+        out: the folder to make.
+        make: called once per sample.
+        of: what the masks are of, for the manifest.
+        prior: what makes them, likewise.
+
+    Raises:
+        ValueError: another data set is in the way.
+        ShardError: `shards` is damaged, or the disk is full or may not be written.
+    """
+    shards, out = Path(shards), Path(out)
+    source, _ = open_index(shards)
+    note = {"of": of, "prior": json.loads(json.dumps(prior)), "source": sha256_of(shards / MANIFEST)}
+    if (out / MANIFEST).is_file():
+        there, _ = open_index(out)
+        if there.masks is None or there.masks.model_dump(exclude={"sha256"}) != note:
+            raise ValueError(f"{out} holds another data set, or other masks; choose another --out, or delete it")
+        logger.info("%s: already there, %d samples with masks, nothing to do", out, there.num_samples)
+        return there
+    content, total = hashlib.sha256(), 0
+
+    def samples() -> Iterator[dict[str, Any]]:
+        nonlocal total
+        with tqdm(total=source.num_samples, desc="masks", unit="picture", disable=None) as bar:
+            for entry in (entry for shard in source.shardlist for entry in read_tar(shards / shard.url)):
+                png, num = _masks_of(entry, make)
+                content.update(masks_line(entry.key, png))
+                total += num
+                pictures = {member.ending: member.data for member in (entry.lq, entry.gt)}
+                yield {
+                    "__key__": entry.key,
+                    **pictures,
+                    "json": json.dumps(entry.note | {"masks": num}, sort_keys=True).encode(),
+                    MASKS: png,
+                }
+                bar.update()
+
+    needed = sum(shard.filesize for shard in source.shardlist)
+    with staged(out, needed_bytes=needed) as staging:
+        tars = write_tars(samples(), staging, max_bytes=source.arguments.get("shard_mib", 256) * 2**20)
+        manifest = finish(
+            tars,
+            src=source.src,
+            layout=source.layout,
+            split=source.split,
+            arguments=source.arguments,
+            rejected=source.rejected,
+            masks=Masks(**note, sha256=content.hexdigest()),
+        )
+        if manifest.content_sha256 != source.content_sha256:
+            raise ShardError(f"its manifest is of other contents; run `python -m shards check {shards}`", url=shards)
+    num_samples = manifest.num_samples
+    logger.info("%s: %d samples, %.1f masks each, of %s", out, num_samples, total / num_samples, of)
+    return manifest
+
+
+def _masks_of(entry: Entry, make: MaskMaker) -> tuple[bytes, int]:
+    """The file, and how many masks it holds."""
+    masks = make(decode_rgb(entry.lq.data), decode_rgb(entry.gt.data))
+    assert masks.dtype == bool and masks.shape[1:] == (entry.h, entry.w), (masks.dtype, masks.shape)
+    masks = masks[masks.any((1, 2))]
+    return encode_masks(masks), len(masks)
