@@ -36,13 +36,16 @@ def restore(args: argparse.Namespace) -> int:
     import torch
 
     from dist_train.export import load_net
+    from dist_train.nets.fast import prepare_for_inference
     from dist_train.restore import restore_folder
 
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda, but PyTorch sees no GPU; python -m launch.doctor tells why")
     device = "cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu"
     net, _ = load_net(args.weights, dict(args.net))
-    result = restore_folder(net.to(device), args.input, args.output, device=device, overwrite=args.overwrite)
+    result = restore_folder(
+        prepare_for_inference(net, device=device), args.input, args.output, device=device, overwrite=args.overwrite
+    )
     for picture, reason in result.failed.items():
         print(f"not restored: {picture}: {reason}", file=sys.stderr)
     print(f"restored {len(result.written)} of {len(result.written) + len(result.failed)} pictures to {args.output}")

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dist_train.nets.stages import AfterStage, Padding, RestorationNet, Stage, Trace
+from dist_train.nets.stages import AfterStage, Padding, RestorationNet, Stage, Trace, channels_last_on_cpu
 
 
 class LayerNorm2d(nn.Module):
@@ -21,9 +21,8 @@ class LayerNorm2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise every pixel over its channels."""
-        deviation = x.float() - x.float().mean(1, keepdim=True)
-        scale = torch.rsqrt(deviation.square().mean(1, keepdim=True) + 1e-6)
-        return torch.addcmul(self.bias[:, None, None], self.weight[:, None, None], deviation * scale)
+        x = x.permute(0, 2, 3, 1)
+        return F.layer_norm(x.float(), x.shape[-1:], self.weight, self.bias, 1e-6).permute(0, 3, 1, 2)
 
 
 def simple_gate(x: Tensor) -> Tensor:
@@ -127,6 +126,7 @@ class Nafnet(RestorationNet):
 
     def restore(self, padded: Tensor, after_stage: AfterStage, trace: Trace | None) -> Tensor:
         """See `RestorationNet.restore`."""
+        padded = channels_last_on_cpu(padded)
         x = self.intro(padded)
         skips = []
         index = 0

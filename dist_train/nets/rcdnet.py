@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dist_train.nets.batch_norm import SyncedBatchNorm2d
-from dist_train.nets.stages import AfterStage, RestorationNet, Stage, Trace
+from dist_train.nets.stages import AfterStage, RestorationNet, Stage, Trace, channels_last_on_cpu
 
 Norm = Callable[[int], nn.BatchNorm2d]
 
@@ -35,7 +35,7 @@ class ResBlock(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B,C,h,w) -> (B,C,h,w)."""
-        return (x + super().forward(x)).relu_()
+        return F.relu(super().forward(x) + x)  # in this order a sum keeps the layout of the convolution's
 
 
 class RainProx(nn.Sequential):
@@ -86,7 +86,7 @@ class Rcdnet(RestorationNet):
         """See `RestorationNet.restore`."""
         net = self.unfolding()
         kernels = net.kernels / 10
-        observed = 255 * padded
+        observed = channels_last_on_cpu(255 * padded)
         background, z = _split(net.first(torch.cat([observed, F.conv2d(observed, net.lift, padding=1)], 1)))
         backgrounds, rains = [] if trace is None else [background], []
         maps = _spread(F.relu(observed - background - net.threshold), net.first_kernels / 10)

@@ -12,6 +12,7 @@ square, 0..255) it makes inside.
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -36,6 +37,15 @@ class Stage(NamedTuple):
 def pass_on(index: int, features: Tensor) -> Tensor:
     """The `AfterStage` that changes nothing."""
     return features
+
+
+def channels_last_on_cpu(x: Tensor) -> Tensor:
+    """Lay pictures, and so the features made of them, out channels last, where that was measured faster.
+
+    The nets that call it are 1.24 times as fast in training and 1.2 to 1.4 times in restoring on a CPU
+    (`python -m launch.bench nets`). EfficientDerain trains slower so, and CUDA was not tried.
+    """
+    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
 
 
 class RestorationNet(nn.Module):
