@@ -1,0 +1,44 @@
+"""Terms of Eq. 8 and their weights."""
+
+from typing import Literal
+
+from dist_train.config.fields import NonNegative, Positive, Section
+
+
+class SpdConfig(Section):
+    """Semantic priors distillation (Eq. 4)."""
+
+    weight: NonNegative = 0.005
+    """lambda_1; 0 turns the term off."""
+    reduction: Literal["sum", "mean"] = "sum"
+    """Sum over the pixels and channels of a picture, mean over pictures: with the paper's 0.005 a mean over pixels
+    would be inert (its gradient 1e-5 of the reconstruction's), the sum is of the right size."""
+    beta: Positive = 1.0
+    """Where smooth L1 turns from quadratic to linear; on [0,1] images 1.0 is quadratic throughout."""
+
+
+class SgrConfig(Section):
+    """Semantic-guided relation (Eq. 5-7)."""
+
+    weight: NonNegative = 200.0
+    """lambda_2; 0 turns the term off."""
+    relation: Literal["map", "pooled"] = "map"
+    """map: mean square between the two masked feature maps, Eq. 5-6 as written. pooled: L2 between the features' means
+    inside each mask (the co-author's earlier relation distillation), which carries direction too, and whose gradient
+    is 100 times larger."""
+    normalize: bool = False
+    """Divide both nets' features by the teacher's root mean square first, so that the weight means the same for any
+    network of features and any layer."""
+
+
+class LossConfig(Section):
+    """Terms of Eq. 8 and their weights. 0.005 and 200 are the paper's; which is which is read from its Table 6."""
+
+    rec: Literal["psnr", "charbonnier", "l1", "l1_ssim", "rcdnet"] = "psnr"
+    """The net's official reconstruction loss, for student and teacher alike: psnr is NAFNet's, charbonnier Uformer's,
+    l1_ssim EfficientDerain's, and rcdnet RCDNet's over the pictures of all its stages."""
+    spd: SpdConfig = SpdConfig()
+    sgr: SgrConfig = SgrConfig()
+    detach_cascade: bool = True
+    """Whether the teacher's reconstruction loss stops at the student's output. The paper says that the student's loss
+    is its own three terms, which only holds if it does."""
