@@ -38,7 +38,7 @@ class PspPrior:
         """The largest classes of each picture, none of one that is not finite; see `Prior`. The host never waits."""
         height, width = images.shape[-2:]
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):  # whatever the step runs in
-            u8 = (images.float().clamp(0, 1) * 255).round()
+            u8 = (images.float().clamp(0, 1) * 255 + 0.5).floor()  # as `to_uint8` rounds
             mean, std = (u8.new_tensor(value)[:, None, None] for value in (IMAGENET_MEAN, IMAGENET_STD))
             padded = F.pad((u8 / 255 - mean) / std, (0, -width % 8, 0, -height % 8), mode="replicate")
             classes = self._net(padded)[..., :height, :width].argmax(1)

@@ -166,7 +166,11 @@ def _nobody(address: str, timeout_s: float, error: Exception) -> str:
 
 
 def _reason(error: Exception) -> str:
-    return "it never answered" if isinstance(error, BlockingIOError) else str(error) or type(error).__name__
+    if isinstance(error, BlockingIOError):
+        return "it never answered"
+    if isinstance(error, FileNotFoundError):
+        return f"no key {key_path()}, which the server writes; where homes are not shared, copy it from there"
+    return str(error) or type(error).__name__
 
 
 # ------------------------------------------------------------------------------------------- both sides of the wire

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import answer_challenge, deliver_challenge
 from pathlib import Path
@@ -104,13 +105,12 @@ def test_several_ranks_at_once_get_each_its_own_one_after_the_other() -> None:
     assert watched.most == 1 and len(watched.seen) == 18
 
 
-def test_a_picture_that_is_not_finite_has_no_masks_and_what_is_sent_is() -> None:
-    watched, images = Watched(), pictures(0)
+def test_a_picture_that_is_not_finite_has_no_masks() -> None:
+    images = pictures(0)
     images[1, 2, 3, 4], images[2, 0, 0, 0] = torch.nan, torch.inf
-    with serving(REGIONS, watched) as address:
+    with serving(REGIONS, Watched()) as address:
         found = ask_at(address)(images)
     assert found.valid.any(1).tolist() == [True, False, False]
-    assert watched.seen[0].isfinite().all()
 
 
 def test_a_prior_that_fails_is_an_error_of_the_rank_and_the_server_lives() -> None:
@@ -124,6 +124,7 @@ def test_a_prior_that_fails_is_an_error_of_the_rank_and_the_server_lives() -> No
 
 
 def test_who_has_another_key_is_refused_and_others_are_served() -> None:
+    make_key()
     with serving(REGIONS, key=b"other") as address:
         with pytest.raises(ValueError, match=f"{address} has another key than {key_path()}"):
             ask_at(address)
@@ -146,6 +147,12 @@ def test_the_key_is_for_its_owner_and_made_once() -> None:
     assert key_path().stat().st_mode & 0o777 == 0o600 and len(list(key_path().parent.iterdir())) == 1
 
 
+def test_without_a_key_it_says_where_it_should_be() -> None:
+    with serving(REGIONS, key=b"other") as address:
+        with pytest.raises(ValueError, match=f"no key {key_path()}, which the server writes"):
+            ask_at(address, timeout_s=0.1)
+
+
 @pytest.mark.parametrize("silent", [False, True])
 def test_nobody_there_names_the_place_and_the_command(silent: bool) -> None:
     make_key()
@@ -160,46 +167,37 @@ def test_nobody_there_names_the_place_and_the_command(silent: bool) -> None:
         assert 0.1 < time.monotonic() - begun < 2
 
 
-def test_a_server_that_comes_late_is_waited_for() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        address = f"127.0.0.1:{listener.getsockname()[1]}"
-    assert not key_path().exists()
-    with ThreadPoolExecutor(1) as rank:
-        asked = rank.submit(ask_at, address)
-        time.sleep(0.25)
-        make_key()
-        hello = {"of": REGIONS.model_dump(mode="json"), "prior": build_prior(REGIONS, CPU).describe()}
-        with one_talk(address, hello):
-            asked.result()
-
-
 @contextlib.contextmanager
-def one_talk(address: str, hello: dict[str, Any]) -> Any:
+def one_talk(address: str) -> Iterator[None]:
     """A server that is gone after the first picture."""
     host, port = address.split(":")
+    key = make_key()
+    hello = {"of": REGIONS.model_dump(mode="json"), "prior": build_prior(REGIONS, CPU).describe()}
     listener = socket.create_server((host, int(port)))
 
     def talk() -> None:
         with as_connection(listener.accept()[0]) as connection:
-            deliver_challenge(connection, make_key())
-            answer_challenge(connection, make_key())
+            deliver_challenge(connection, key)
+            answer_challenge(connection, key)
             send(connection, hello)
-            with contextlib.suppress(EOFError):
-                receive(connection)
+            receive(connection)
 
-    thread = threading.Thread(target=talk)
+    thread = threading.Thread(target=talk, daemon=True)
     with listener:
         thread.start()
-        yield f"{host}:{listener.getsockname()[1]}"
+        yield
         thread.join()
 
 
-def test_a_server_that_dies_over_a_picture_is_an_error_that_names_it() -> None:
-    hello = {"of": REGIONS.model_dump(mode="json"), "prior": build_prior(REGIONS, CPU).describe()}
-    with one_talk("127.0.0.1:0", hello) as address:
-        remote = ask_at(address)
-        with pytest.raises(ConnectionError, match=f"mask server {address} is gone"):
-            remote(pictures(0))
+def test_a_server_that_comes_late_is_waited_for_and_one_that_dies_over_a_picture_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+    with ThreadPoolExecutor(1) as rank:
+        asked = rank.submit(ask_at, address)
+        time.sleep(0.25)
+        with one_talk(address):
+            with pytest.raises(ConnectionError, match=f"mask server {address} is gone"):
+                asked.result()(pictures(0))
 
 
 def test_a_server_that_takes_too_long_is_an_error_that_names_the_setting() -> None:
@@ -251,7 +249,7 @@ def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
     with pytest.raises(ConnectionError, match=f"mask server {address} is gone"):
         remote(pictures(0))
     with command("--listen", "127.0.0.1:0", "prior={name: regions}") as server:
-        assert "serves" not in server.communicate(timeout=60)[1] and server.returncode == 2
+        assert "prior.name=regions: a server makes" in server.communicate(timeout=60)[1] and server.returncode == 2
 
 
 @pytest.mark.parametrize("servers", [["gpu7"], [":70"], ["gpu7:x"], ["gpu7:70000"], ["a:b:7"], []])
