@@ -37,6 +37,7 @@ from shards.schema import sha256_of
 log = logging.getLogger(__name__)
 
 FORMAT = "restill-checkpoint-1"
+_NAME = re.compile(r"step-\d{8}")
 
 
 @dataclass(frozen=True)
@@ -104,12 +105,12 @@ def find(path: Path) -> Path | None:
     Raises:
         ValueError: there are some and none verifies, or `path` is a checkpoint and it does not.
     """
-    if re.fullmatch(r"step-\d{8}", path.name) and path.parent.name == "checkpoints":
+    if _NAME.fullmatch(path.name) and path.parent.name == "checkpoints":
         if problem := verify(path):
             raise ValueError(f"checkpoint {path} is damaged: {problem}; choose another")
         return path
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    candidates = sorted(folder.glob("step-*"), reverse=True)
+    candidates = _all_in(folder)[::-1]
     for candidate in candidates:
         problem = verify(candidate)
         if problem is None:
@@ -129,7 +130,12 @@ def find_agreed(path: Path) -> Path | None:
 
 def steps_on_disk(run_dir: Path) -> list[int]:
     """Steps of the checkpoints in a run's folder, whole or not."""
-    return [int(path.name.removeprefix("step-")) for path in (run_dir / "checkpoints").glob("step-*")]
+    return [int(path.name.removeprefix("step-")) for path in _all_in(run_dir / "checkpoints")]
+
+
+def _all_in(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, whole or not, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if _NAME.fullmatch(path.name))
 
 
 def verify(path: Path) -> str | None:
@@ -223,7 +229,7 @@ def _flatten(moments: dict[str, Any]) -> dict[str, Tensor]:
 
 def _prune(newest: Path, keep: int) -> None:
     """Keep `newest` and those before it. Any after it are of an abandoned course: damaged, or the run went back."""
-    steps = sorted(newest.parent.glob("step-*"))
+    steps = _all_in(newest.parent)
     index = steps.index(newest)
     for other in steps[: max(index + 1 - keep, 0)] + steps[index + 1 :]:
         shutil.rmtree(other)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from dist_train.checkpoint import save_tensors
 from dist_train.config import InitConfig, NetConfig, RunConfig, parse_run
 from dist_train.nets import build_net
-from dist_train.nets.official import official_layout, open_official
+from dist_train.nets.official import UNSAID, official_layout, open_official
 from shards.schema import sha256_of
 
 FORMAT = "restill-student-1"
@@ -109,6 +109,7 @@ def write_export(net: nn.Module, out: Path, *, config: NetConfig, facts: Mapping
         "parameters": sum(parameter.numel() for parameter in net.parameters()),
         **facts,
     }
+    unsaid: dict[str, Any] = {}
     part.mkdir(parents=True)
     try:
         if out.suffix == ".safetensors":
@@ -118,12 +119,13 @@ def write_export(net: nn.Module, out: Path, *, config: NetConfig, facts: Mapping
         elif out.suffix == ".pth":
             # The old serialisation is what every PyTorch reads, the 0.4 of RCDNet's program too.
             torch.save(official_layout(config, weights), file, _use_new_zipfile_serialization=False)
+            unsaid = {key: getattr(config, key) for key in UNSAID[config.name]}
         else:
             raise ValueError(
                 f"{out}: an export ends in .safetensors, or in .pth for the net's official program; "
                 f"call it {out.with_suffix('.safetensors')}"
             )
-        _prove(file, weights)
+        _prove(file, weights, unsaid)
         for written in sorted(part.iterdir()):
             with written.open("rb") as handle:
                 os.fsync(handle.fileno())
@@ -263,8 +265,8 @@ def _read_card(weights: Path) -> dict[str, Any]:
     return card
 
 
-def _prove(file: Path, weights: Mapping[str, Tensor]) -> None:
-    reloaded = load_net(file, {})[0].state_dict()
+def _prove(file: Path, weights: Mapping[str, Tensor], fields: Mapping[str, Any]) -> None:
+    reloaded = load_net(file, fields)[0].state_dict()
     assert reloaded.keys() == weights.keys(), "loading is strict"
     for key, tensor in weights.items():
         if not torch.equal(reloaded[key], tensor):

@@ -56,7 +56,7 @@ def l1_ssim(output: Tensor, gt: Tensor) -> Tensor:
 def rcdnet_loss(trace: Mapping[str, list[Tensor]], gt: Tensor, lq: Tensor) -> Tensor:
     """RCDNet's loss, 2S + 3 mean squares on 0..255 over the pictures of all stages.
 
-    0.1 B_0 + sum over s < S of 0.1 (B_s + R_s) + B_S + 0.9 R_(S-1), each the mean square to gt or to the rain lq - gt.
+    0.1 (B_0 + sum over s = 1..S of (B_s + R_s)) + B_(S+1) + 0.9 R_S, each the mean square to gt or to the rain lq - gt.
 
     Args:
         trace: `backgrounds`: [B_0 and the S + 1 of the stages], `rains`: [R of the S stages], (B,3,H,W) in [0,1].

@@ -41,7 +41,9 @@ def draw(args: argparse.Namespace) -> int:
     net = net.to(device)
     # What was made of an official file has no run.
     run = parse_run(card["config"], source=str(args.weights.with_suffix(".json"))) if "config" in card else None
-    prior = build_prior(run.prior, device) if run and run.task == "distill" else None
+    prior = None
+    if run and run.task == "distill":  # servers are not waited for
+        prior = build_prior(run.prior.of if run.prior.name == "remote" else run.prior, device)
 
     def restore(batch: Batch) -> dict[str, Tensor]:
         student_out = net(batch.lq)

@@ -46,10 +46,14 @@ def setting(text: str) -> tuple[str, Any]:
     raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
 
 
-def run_main(main: Callable[[], int]) -> int:
-    """Call `main`; what a user can mend is printed without a traceback and gives exit code 2.
+def run_main(main: Callable[[], int], *, stopped: str = "stopped") -> int:
+    """Call `main`; what a user can mend is printed without a traceback and gives exit code 2, Ctrl-C gives 130.
 
     Errors of the configuration are met by all ranks alike, so every rank that fails says so and names itself.
+
+    Args:
+        main: the program; returns the exit code.
+        stopped: what to say at Ctrl-C.
     """
     try:
         return main()
@@ -58,5 +62,5 @@ def run_main(main: Callable[[], int]) -> int:
         print(f"error{where}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        print(stopped, file=sys.stderr)
         return 130

@@ -55,6 +55,7 @@ def _score(args: argparse.Namespace, device: "torch.device") -> int:
     from dist_train.data.reader import ShardReader
     from dist_train.evaluate import as_records, evaluate, means
     from dist_train.export import load_net, student_of
+    from dist_train.nets.fast import prepare_for_inference
 
     if args.weights.is_dir():
         if args.net:
@@ -66,8 +67,8 @@ def _score(args: argparse.Namespace, device: "torch.device") -> int:
     else:
         net, _ = load_net(args.weights, dict(args.net))
     reader = ShardReader(args.shards)
-    net.to(device)
-    rows = evaluate(lambda batch: {"student_out": net(batch.lq)}, reader, protocols=args.protocol, device=device)
+    fast = prepare_for_inference(net, device=device)
+    rows = evaluate(lambda batch: {"student_out": fast(batch.lq)}, reader, protocols=args.protocol, device=device)
     table = means(rows)
     if ranks.is_main():
         print(f"{args.weights} on {args.shards}, {len(reader)} pictures")

@@ -14,8 +14,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m launch.mask_ages",
         description="Compare the masks of each sample that a run with prior.name=cached left, version with version: "
-        "the mean IoU of best partners, by age. A run keeps every version if it remakes them at each visit and its "
-        "checkpoints stay: prior.refresh=1 checkpoint.every=STEPS_OF_AN_EPOCH checkpoint.keep=1000.",
+        "the mean IoU of best partners, by age. A run keeps every version if it remakes them at each visit, and a "
+        "checkpoint lies in each epoch and stays: prior.refresh=1 checkpoint.every=HALF_THE_STEPS_OF_AN_EPOCH "
+        "checkpoint.keep=1000. Checkpoints at the ends of epochs alone lose version 0.",
     )
     parser.add_argument("run", type=Path, help="the run's folder")
     args = parser.parse_args(argv)

@@ -1,11 +1,13 @@
 """Make masks for the ranks of a run: `python -m launch.mask_server CONFIG [key.sub=value ...] --listen HOST:PORT`."""
 
 import argparse
+import errno
 import logging
 import signal
 import socket
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import answer_challenge, deliver_challenge
@@ -18,6 +20,11 @@ if TYPE_CHECKING:
     from dist_train.priors.masks import Prior
 
 log = logging.getLogger(__name__)
+
+STRANGER_LIMIT_S = 10.0
+"""How long whoever connects may stay silent before having shown the key."""
+PAUSE_S = 0.5
+"""After a connection that could not be accepted."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -73,7 +80,7 @@ def serve_run(run: RunConfig, listen: str, device_name: str) -> None:
 
 
 def serve(listener: socket.socket, prior: "Prior", *, of: dict[str, Any], key: bytes, device: Any) -> None:
-    """Answer ranks, each in a thread of its own, until an exception (KeyboardInterrupt) comes.
+    """Answer ranks, each in a thread of its own, until the listener is closed or Ctrl-C (KeyboardInterrupt) comes.
 
     One further thread alone makes masks, first come first served: what is compiled or captured for a GPU stays in it.
 
@@ -87,7 +94,14 @@ def serve(listener: socket.socket, prior: "Prior", *, of: dict[str, Any], key: b
     maker = ThreadPoolExecutor(max_workers=1)
     try:
         while True:
-            sock, (host, port, *_) = listener.accept()
+            try:
+                sock, (host, port, *_) = listener.accept()
+            except OSError as error:
+                if error.errno in (errno.EBADF, errno.EINVAL):  # closed, or shut down
+                    return
+                log.warning("nobody can be let in: %s", error)  # too many open files, say: others will leave
+                time.sleep(PAUSE_S)
+                continue
             arguments = (sock, f"{host}:{port}", maker, prior, {"of": of, "prior": prior.describe()}, key, device)
             threading.Thread(target=_converse, args=arguments, daemon=True).start()
     finally:
@@ -104,12 +118,13 @@ def _converse(
     device: Any,
 ) -> None:
     """Serve one rank until it leaves."""
-    from dist_train.priors.remote import as_connection, receive, send
+    from dist_train.priors.remote import as_connection, limit_waiting, receive, send
 
-    with as_connection(sock) as connection:
+    with as_connection(sock, timeout_s=STRANGER_LIMIT_S) as connection:
         try:
             deliver_challenge(connection, key)
             answer_challenge(connection, key)
+            limit_waiting(connection, None)  # a rank may train for long between two batches
             send(connection, hello)
             log.info("%s is being served", peer)
             while True:
@@ -125,6 +140,8 @@ def _converse(
             log.warning("%s is refused: it has another key", peer)
         except (OSError, EOFError):
             log.info("%s has left", peer)
+        except ValueError as error:
+            log.warning("%s is dropped, it does not speak as a rank does: %s", peer, error)
 
 
 def _make(prior: "Prior", shape: list[int], data: bytes, device: Any) -> tuple[dict[str, float], bytes]:

@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     add_net_option(parser)
     args = parser.parse_args(argv)
     set_up_logging()
-    return run_main(lambda: write(args))
+    return run_main(lambda: write(args), stopped="stopped; nothing half-written was left")
 
 
 def write(args: argparse.Namespace) -> int:

@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
 
     set_up_logging()
-    return run_main(act)
+    return run_main(act, stopped="stopped; the same command goes on from the last checkpoint")
 
 
 def describe(run: RunConfig) -> str:

@@ -2,9 +2,10 @@
 
 import argparse
 import logging
-import subprocess
+import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from shards.check import check
 from shards.degrade import DEGRADATIONS
@@ -23,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["masks"]:
-        return _masks(argv[1:])
+        _masks(argv[1:])
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
@@ -57,10 +58,10 @@ def _synth(args: argparse.Namespace) -> int:
     return 0
 
 
-def _masks(arguments: list[str]) -> int:
+def _masks(arguments: list[str]) -> NoReturn:
     # What makes masks is the library's, and shards imports nothing of it, nor torch. So the program lies with the other
-    # entry points and is started as any other; it has options and help of its own.
-    return subprocess.run([sys.executable, "-m", "launch.masks_ahead", *arguments], check=False).returncode
+    # entry points and takes the place of this one; it has options and help of its own.
+    os.execv(sys.executable, [sys.executable, "-m", "launch.masks_ahead", *arguments])
 
 
 def _check(args: argparse.Namespace) -> int:

@@ -25,7 +25,7 @@ def add_masks(shards: str | Path, out: str | Path, make: MaskMaker, *, of: str, 
     """Write a data set again with masks, all or nothing; the old one stays as it is.
 
     The pictures' bytes are the same, and so is the fingerprint: a run may change from one to the other. If `out` is
-    what this call would write, nothing is done.
+    what this call would write, wherever the prior's weights lie now, nothing is done.
 
     Args:
         shards: the folder of the data set; masks it may have are left behind.
@@ -43,7 +43,7 @@ def add_masks(shards: str | Path, out: str | Path, make: MaskMaker, *, of: str, 
     note = {"of": of, "prior": json.loads(json.dumps(prior)), "source": sha256_of(shards / MANIFEST)}
     if (out / MANIFEST).is_file():
         there, _ = open_index(out)
-        if there.masks is None or there.masks.model_dump(exclude={"sha256"}) != note:
+        if there.masks is None or _essence(there.masks.model_dump(exclude={"sha256"})) != _essence(note):
             raise ValueError(f"{out} holds another data set, or other masks; choose another --out, or delete it")
         logger.info("%s: already there, %d samples with masks, nothing to do", out, there.num_samples)
         return there
@@ -82,6 +82,11 @@ def add_masks(shards: str | Path, out: str | Path, make: MaskMaker, *, of: str, 
     num_samples = manifest.num_samples
     logger.info("%s: %d samples, %.1f masks each, of %s", out, num_samples, total / num_samples, of)
     return manifest
+
+
+def _essence(note: dict[str, Any]) -> dict[str, Any]:
+    """Without the path of the prior's weights, whose sha256 tells them."""
+    return note | {"prior": {name: value for name, value in note["prior"].items() if name != "weights"}}
 
 
 def _masks_of(entry: Entry, make: MaskMaker) -> tuple[bytes, int]:

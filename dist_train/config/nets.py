@@ -15,8 +15,9 @@ class NafnetConfig(Section):
     middle_blk_num: CountOrZero = 1
     enc_blk_nums: tuple[CountOrZero, ...] = (1, 1, 1, 28)
     dec_blk_nums: tuple[CountOrZero, ...] = (1, 1, 1, 1)
-    tlc_train_px: CountOrZero = 0
-    """Test-time local converter: side of the training crops; 0 pools globally. GoPro's published numbers use 256."""
+    tlc_train_px: CountOrZero | tuple[Count, Count] = 0
+    """Test-time local converter: side of the training crops (or height and width); 0 pools globally. GoPro's published
+    numbers use 256."""
     extra_channels: CountOrZero = 0
     """Channels beside RGB that `intro` takes: 1 in SAM-Deblur's CAT, S in its MAP. 0: what restores a picture alone."""
 
@@ -36,13 +37,13 @@ class RcdnetConfig(Section):
     name: Literal["rcdnet"] = "rcdnet"
     layout: Literal["official", "simple"] = "official"
     """Names of the weights: those of RCDNet's release, with its unused ones, or those of the authors' RCDNet_simple."""
-    stages: Annotated[int, Strict(), Field(ge=3)] = 17
-    """S; at least 3, since the rain kernels that all stages read lie at index 1 of S - 1."""
+    num_stages: Count = 17
+    """S."""
     num_m: Count = 32
     """Rain kernels, and maps of where it rains."""
     num_z: Count = 32
     """Channels beside the picture that the background nets hand on."""
-    res_blocks: Count = 4
+    num_res_blocks: Count = 4
     """T, of each proximal net; the official layout has 4."""
     batch_norm: Literal["synced", "rank"] = "synced"
     """Whose statistics batch norm takes in training. synced: those of the pass on all ranks together, so that 1 rank
@@ -50,8 +51,13 @@ class RcdnetConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "RcdnetConfig":
-        if self.layout == "official" and self.res_blocks != 4:
-            raise ValueError(f"res_blocks={self.res_blocks} needs layout: simple; the official layout has 4")
+        if self.layout == "official" and self.num_res_blocks != 4:
+            raise ValueError(f"num_res_blocks={self.num_res_blocks} needs layout: simple; the official layout has 4")
+        if self.layout == "official" and self.num_stages < 3:
+            raise ValueError(
+                f"num_stages={self.num_stages} needs layout: simple; in the official one the rain kernels that all "
+                "stages read lie at index 1 of num_stages - 1"
+            )
         return self
 
 
@@ -64,8 +70,9 @@ class EfficientDerainConfig(Section):
     base_width: Count = 64
     """Channels at full resolution; deeper levels have 2, 4, 8 and 8 times as many."""
     fit: Literal["pad", "resize"] = "pad"
-    """How a side that is no multiple of 16 is met. resize: stretched and shrunk back, as in the official evaluation;
-    pad: replicated at the right and below, which keeps every pixel where it is."""
+    """How a side that is no multiple of 16 is met. pad: replicated at the right and below, which keeps every pixel
+    where it is. resize: stretched and shrunk back, as the official evaluation does, which also rounds to 8 bits before
+    and truncates to them in between (0.6 grey levels)."""
 
     @model_validator(mode="after")
     def _check(self) -> "EfficientDerainConfig":

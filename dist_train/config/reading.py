@@ -69,7 +69,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
 
 def _explain(problem: Any) -> str:
     # pydantic puts the tag of a union (sam, nafnet) into the location; the user never wrote it.
-    location = [str(part) for part in problem["loc"]]
+    location = [str(part) for part in problem["loc"] if not str(part).startswith(("constrained-", "tuple["))]
     tag = None
     for place in (("prior",), ("prior", "of"), ("student",), ("teacher", "net")):
         if tuple(location[: len(place)]) == place and len(location) > len(place) + 1:

@@ -159,7 +159,27 @@ class RunConfig(Section):
                 f"optim.global_batch={self.optim.global_batch} is not a multiple of "
                 f"optim.batch_per_rank={self.optim.batch_per_rank}"
             )
+        if self.task == "distill":
+            self._check_prior()
         return self
+
+    def _check_prior(self) -> None:
+        prior = self.prior
+        if prior.name == "cached" and self.student.name == "rcdnet" and self.student.batch_norm == "rank":
+            raise ValueError(
+                "prior.name=cached looks at pictures as the student restores them, by running means that with "
+                "student.batch_norm=rank differ from rank to rank; set student.batch_norm=synced"
+            )
+        if prior.name == "remote" and prior.timeout_s >= self.engine.hang_timeout_s:
+            raise ValueError(
+                f"prior.timeout_s={prior.timeout_s:g} must be below engine.hang_timeout_s="
+                f"{self.engine.hang_timeout_s:g}, or the run ends before it can say which server is slow"
+            )
+        here, where = (prior.of, "prior.of") if prior.name == "cached" else (prior, "prior")  # a server has its own
+        if here.name == "sam" and here.dtype == "fp16" and self.engine.device == "cpu":
+            raise ValueError(
+                f"{where}.dtype=fp16 needs a GPU, and engine.device=cpu; set {where}.dtype to auto or bf16"
+            )
 
 
 def changed_method(before: RunConfig, now: RunConfig) -> list[str]:

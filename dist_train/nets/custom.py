@@ -28,7 +28,10 @@ class CustomNet(RestorationNet):
 
     def __init__(self, *, factory: str, args: Mapping[str, Any], stages: Sequence[str], multiple: int):
         super().__init__()
-        self.net = _find(factory)(**args)
+        try:
+            self.net = _find(factory)(**args)
+        except TypeError as error:
+            raise ValueError(f"{factory}: {error}; its arguments are args={dict(args)}") from error
         if not isinstance(self.net, nn.Module):
             raise ValueError(f"{factory} gave {type(self.net).__name__}, not a torch.nn.Module")
         self.multiple = multiple
@@ -66,11 +69,10 @@ class CustomNet(RestorationNet):
             seen.append((index, features))
             return features
 
-        was_training = self.net.training
         weight = next(self.net.parameters(), torch.empty(0))
         with torch.no_grad():
             out = self.eval().restore(torch.zeros(1, 3, side, side, device=weight.device), watch, None)
-        self.train(was_training)
+        self.train()  # as any new net; loaders hand theirs out in evaluation mode
         if out.shape != (1, 3, side, side):
             raise ValueError(
                 f"a net from elsewhere must map (1,3,{side},{side}) to the same, not to {tuple(out.shape)}"

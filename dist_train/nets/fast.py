@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from dist_train.nets.nafnet import Nafnet
 from dist_train.nets.rcdnet import Rcdnet, ResBlock
 from dist_train.nets.stages import RestorationNet
 
@@ -78,10 +77,9 @@ class FoldedResBlock(nn.Module):
         return F.relu_(self.conv2(F.relu_(self.conv1(x))).add_(x))
 
 
-# Behind each, how many times faster restoring 128 and 256 px pictures was on one core with AVX-512 (oneDNN, MKL).
+# Behind it, how many times faster restoring was on a CPU core: the interleaved run in configs/RESULTS.md.
 FAST: dict[type[nn.Module], dict[str, tuple[Rewrite, ...]]] = {
-    Rcdnet: {"cpu": (fold_batch_norm, lay_channels_last)},  # 1.4 to 1.6; without the folding 1.3 to 1.4
-    Nafnet: {"cpu": (lay_channels_last,)},  # 1.1 to 1.3
-    # EfficientDerain and Uformer: 1.0. One is at the processor's peak already, the other already channels last.
+    Rcdnet: {"cpu": (fold_batch_norm, lay_channels_last)},  # 1.26
+    # NAFNet and Uformer are channels last already, EfficientDerain is at the processor's peak: 1.0.
 }
 """Kind of net -> type of device -> what makes it faster. What is not here was not faster, or not tried (no GPU was)."""

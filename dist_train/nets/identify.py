@@ -49,24 +49,24 @@ def identify(state: Mapping[str, Tensor]) -> Identified | None:
 def explain(error: ValidationError) -> str:
     """The first thing that is wrong with a configuration, in one line."""
     problem = error.errors()[0]
-    place = ".".join(map(str, problem["loc"]))
+    place = str(problem["loc"][0]) if problem["loc"] else ""  # further parts are of a union's members
     return f"{place}={problem['input']!r}: {problem['msg']}" if place else problem["msg"].removeprefix("Value error, ")
 
 
 def _rcdnet(state: Mapping[str, Tensor]) -> Identified:
-    config = RcdnetConfig(stages=len(state["conv"]) + 1, num_m=state["weight0"].shape[1], num_z=len(state["w_z_f"]))
-    return Identified("rcdnet", config, f"RCDNet, {config.stages} stages, {config.num_z} channels of Z")
+    config = RcdnetConfig(num_stages=len(state["conv"]) + 1, num_m=state["weight0"].shape[1], num_z=len(state["w_z_f"]))
+    return Identified("rcdnet", config, f"RCDNet, {config.num_stages} stages, {config.num_z} channels of Z")
 
 
 def _rcdnet_simple(state: Mapping[str, Tensor]) -> Identified:
     config = RcdnetConfig(
         layout="simple",
-        stages=len(state["etaB_S"]),
+        num_stages=len(state["etaB_S"]),
         num_m=state["C0"].shape[1],
         num_z=len(state["C_z"]),
-        res_blocks=_count(state, "proxNet_B_0.layer."),
+        num_res_blocks=_count(state, "proxNet_B_0.layer."),
     )
-    title = f"RCDNet_simple, {config.stages} stages of {config.res_blocks} blocks, {config.num_z} channels of Z"
+    title = f"RCDNet_simple, {config.num_stages} stages of {config.num_res_blocks} blocks, {config.num_z} channels of Z"
     return Identified("rcdnet_simple", config, title)
 
 
@@ -116,8 +116,9 @@ def _uformer(state: Mapping[str, Tensor]) -> Identified:
         mlp_ratio=expand.shape[0] / expand.shape[1],
         modulator="decoderlayer_0.blocks.0.modulator.weight" in state,
     )
-    if sides[4] < sides[0]:  # built for pictures so small that one window held the bottleneck's whole map
-        config = config.model_copy(update={"img_size": 16 * sides[4]})
+    shrunk = [side * 2 ** (4 - abs(4 - index)) for index, side in enumerate(sides) if side < sides[0]]
+    if shrunk:  # built for pictures so small that one window held the whole map of these stages
+        config = config.model_copy(update={"img_size": max(shrunk)})
     published = {
         "T": UformerConfig(embed_dim=16, depths=(2,) * 9),
         "S": UformerConfig(embed_dim=32, depths=(2,) * 9),

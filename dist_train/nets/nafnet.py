@@ -31,26 +31,26 @@ def simple_gate(x: Tensor) -> Tensor:
     return first * second
 
 
-def local_mean(x: Tensor, side: int) -> Tensor:
-    """Mean over a side x side box around each pixel, replicate-padded at the rim (TLC); global if the box covers all.
+def local_mean(x: Tensor, box: tuple[int, int]) -> Tensor:
+    """Mean over a box of (rows, columns) around each pixel, replicate-padded at the rim (TLC); global if it covers all.
 
     Sums come from an integral image in float64, whose cost does not grow with the box (384 px at GoPro's full size).
     """
     h, w = x.shape[-2:]
-    if side >= h and side >= w:
+    if box[0] >= h and box[1] >= w:
         return x.mean((2, 3), keepdim=True)
-    rows, cols = min(side, h), min(side, w)
+    rows, cols = min(box[0], h), min(box[1], w)
     total = F.pad(x.double().cumsum(-1).cumsum(-2), (1, 0, 1, 0))
-    box = total[..., rows:, cols:] - total[..., :-rows, cols:] - total[..., rows:, :-cols] + total[..., :-rows, :-cols]
+    sums = total[..., rows:, cols:] - total[..., :-rows, cols:] - total[..., rows:, :-cols] + total[..., :-rows, :-cols]
     top, left = (rows - 1) // 2, (cols - 1) // 2
-    mean = (box / (rows * cols)).to(x.dtype)
+    mean = (sums / (rows * cols)).to(x.dtype)
     return F.pad(mean, (left, cols - 1 - left, top, rows - 1 - top), mode="replicate")
 
 
 class NafBlock(nn.Module):
     """A gated depthwise mixer with channel attention, then a gated pointwise mixer; both residual, scaled from zero."""
 
-    def __init__(self, channels: int, *, pool_side: int):
+    def __init__(self, channels: int, *, pool_box: tuple[int, int] | None):
         super().__init__()
         self.beta = nn.Parameter(torch.zeros(1, channels, 1, 1))
         self.gamma = nn.Parameter(torch.zeros(1, channels, 1, 1))
@@ -63,12 +63,12 @@ class NafBlock(nn.Module):
         self.conv5 = nn.Conv2d(channels, channels, 1)
         self.norm1 = LayerNorm2d(channels)
         self.norm2 = LayerNorm2d(channels)
-        self.pool_side = pool_side
+        self.pool_box = pool_box
 
     def forward(self, x: Tensor) -> Tensor:
         """(B,C,h,w) -> (B,C,h,w)."""
         mixed = simple_gate(self.conv2(self.conv1(self.norm1(x))))
-        pooled = local_mean(mixed, self.pool_side) if self.pool_side else mixed.mean((2, 3), keepdim=True)
+        pooled = local_mean(mixed, self.pool_box) if self.pool_box else mixed.mean((2, 3), keepdim=True)
         x = x + self.beta * self.conv3(mixed * self.sca(pooled))
         return x + self.gamma * self.conv5(simple_gate(self.conv4(self.norm2(x))))
 
@@ -79,8 +79,9 @@ class Nafnet(RestorationNet):
     Args:
         width: channels at full resolution; each level down doubles them.
         middle_blk_num, enc_blk_nums, dec_blk_nums: blocks per stage.
-        tlc_train_px: side of the training crops. If not 0, each block's global pooling becomes a mean over a box 1.5
-            times as large as its training features, as in the official NAFNetLocal; at that size both are the same.
+        tlc_train_px: side of the training crops, or height and width. If not 0, each block's global pooling becomes a
+            mean over a box 1.5 times as large as its training features, as in the official NAFNetLocal; at that size
+            both are the same.
         extra_channels: beside RGB in what goes in, (B,3+extra_channels,H,W); the residual is RGB's.
     """
 
@@ -91,7 +92,7 @@ class Nafnet(RestorationNet):
         middle_blk_num: int,
         enc_blk_nums: tuple[int, ...],
         dec_blk_nums: tuple[int, ...],
-        tlc_train_px: int = 0,
+        tlc_train_px: int | tuple[int, int] = 0,
         extra_channels: int = 0,
     ):
         super().__init__()
@@ -99,8 +100,8 @@ class Nafnet(RestorationNet):
         self.multiple = 2**levels
 
         def blocks(count: int, level: int) -> nn.Sequential:
-            side = (tlc_train_px // 2**level) * int(1.5 * tlc_train_px) // tlc_train_px if tlc_train_px else 0
-            return nn.Sequential(*(NafBlock(width * 2**level, pool_side=side) for _ in range(count)))
+            box = self._box(tlc_train_px, level) if tlc_train_px else None
+            return nn.Sequential(*(NafBlock(width * 2**level, pool_box=box) for _ in range(count)))
 
         self.intro = nn.Conv2d(3 + extra_channels, width, 3, padding=1)
         self.ending = nn.Conv2d(width, 3, 3, padding=1)
@@ -119,6 +120,14 @@ class Nafnet(RestorationNet):
             Stage("middle_blks", width * 2**levels, 2**levels),
             *(Stage(f"decoders.{i}", width * 2 ** (levels - 1 - i), 2 ** (levels - 1 - i)) for i in range(levels)),
         )
+
+    def _box(self, train_px: int | tuple[int, int], level: int) -> tuple[int, int]:
+        """Rows and columns of TLC's box: 1.5 times the features of a training crop, padded like any picture."""
+        height, width = (train_px, train_px) if isinstance(train_px, int) else train_px
+        rows, columns = (
+            (side + -side % self.multiple) // 2**level * int(1.5 * side) // side for side in (height, width)
+        )
+        return rows, columns
 
     def padding(self, height: int, width: int) -> Padding:
         """Zeros on the right and below, up to a multiple of 2**levels."""

@@ -111,13 +111,17 @@ def read_official(path: Path) -> dict[str, Tensor]:
             raise ValueError(f"{path} {why}") from error
     wrappers = [key for key in WRAPPERS if isinstance(held, dict) and isinstance(held.get(key), dict)]
     state = held[wrappers[0]] if wrappers else held
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not state or not all(_named_tensor(*item) for item in state.items()):
         found = ", ".join(map(str, list(state)[:5])) if isinstance(state, dict) else f"a {type(state).__name__}"
         raise ValueError(
             f"{path} holds {found or 'nothing'}; wanted are tensors by name, bare or under one of {', '.join(WRAPPERS)}"
         )
     prefix = "module." if all(key.startswith("module.") for key in state) else ""
     return {key.removeprefix(prefix): tensor for key, tensor in state.items()}
+
+
+def _named_tensor(name: Any, value: Any) -> bool:
+    return isinstance(name, str) and isinstance(value, Tensor)
 
 
 def official_layout(config: NetConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -115,31 +115,31 @@ class OfficialRcdnet(Rcdnet):
     the others is zero.
     """
 
-    def __init__(self, *, stages: int, num_m: int, num_z: int, res_blocks: int, batch_norm: str):
+    def __init__(self, *, num_stages: int, num_m: int, num_z: int, num_res_blocks: int, batch_norm: str):
         super().__init__()
         norm = NORMS[batch_norm]
         kernels = initial_kernels(num_m)
 
         def background_prox() -> nn.Module:
-            return nn.Sequential(_blocks((f"resx{i}" for i in range(1, res_blocks + 1)), num_z + 3, norm))
+            return nn.Sequential(_blocks((f"resx{i}" for i in range(1, num_res_blocks + 1)), num_z + 3, norm))
 
         def rain_prox() -> RainProx:
-            return RainProx(_blocks((f"resm{i}" for i in range(1, res_blocks + 1)), num_m, norm), num_m)
+            return RainProx(_blocks((f"resm{i}" for i in range(1, num_res_blocks + 1)), num_m, norm), num_m)
 
         self.eta1 = nn.Parameter(torch.ones(1), requires_grad=False)
         self.eta2 = nn.Parameter(torch.full((1,), 5.0))
-        self.eta11 = nn.Parameter(torch.ones(stages - 1, 1))
-        self.eta12 = nn.Parameter(torch.full((stages - 1, 1), 5.0))
+        self.eta11 = nn.Parameter(torch.ones(num_stages - 1, 1))
+        self.eta12 = nn.Parameter(torch.full((num_stages - 1, 1), 5.0))
         self.weight0 = nn.Parameter(kernels.clone())
-        self.conv = nn.Parameter(kernels.repeat(stages - 1, 1, 1, 1, 1))
+        self.conv = nn.Parameter(kernels.repeat(num_stages - 1, 1, 1, 1, 1))
         self.w_z_f = nn.Parameter(torch.full((num_z, 3, 3, 3), 1 / 9))
         self.tau = nn.Parameter(torch.ones(1))
         self.xnet = background_prox()
         self.mnet = rain_prox().requires_grad_(False)
-        self.x_stage = nn.ModuleList(background_prox() for _ in range(stages))
-        self.m_stage = nn.ModuleList(rain_prox() for _ in range(stages))
+        self.x_stage = nn.ModuleList(background_prox() for _ in range(num_stages))
+        self.m_stage = nn.ModuleList(rain_prox() for _ in range(num_stages))
         self.fxnet = background_prox()
-        self.stages = tuple(Stage(f"x_stage.{i}", num_z, 1) for i in range(stages))
+        self.stages = tuple(Stage(f"x_stage.{i}", num_z, 1) for i in range(num_stages))
 
     def unfolding(self) -> Unfolding:
         """See `Rcdnet.unfolding`."""
@@ -160,25 +160,25 @@ class OfficialRcdnet(Rcdnet):
 class SimpleRcdnet(Rcdnet):
     """Keys of the authors' later RCDNet_simple, which has no unread ones and any number of residual blocks."""
 
-    def __init__(self, *, stages: int, num_m: int, num_z: int, res_blocks: int, batch_norm: str):
+    def __init__(self, *, num_stages: int, num_m: int, num_z: int, num_res_blocks: int, batch_norm: str):
         super().__init__()
         norm = NORMS[batch_norm]
         kernels = initial_kernels(num_m)
 
         def layer(channels: int) -> OrderedDict[str, nn.Module]:
-            return OrderedDict(layer=nn.Sequential(_blocks(map(str, range(res_blocks)), channels, norm)))
+            return OrderedDict(layer=nn.Sequential(_blocks(map(str, range(num_res_blocks)), channels, norm)))
 
-        self.etaM_S = nn.Parameter(torch.ones(stages - 1, 1))
-        self.etaB_S = nn.Parameter(torch.full((stages, 1), 5.0))
+        self.etaM_S = nn.Parameter(torch.ones(num_stages - 1, 1))
+        self.etaB_S = nn.Parameter(torch.full((num_stages, 1), 5.0))
         self.C0 = nn.Parameter(kernels.clone())
         self.C = nn.Parameter(kernels.clone())
         self.C_z = nn.Parameter(torch.full((num_z, 3, 3, 3), 1 / 9))
         self.tau = nn.Parameter(torch.ones(1))
         self.proxNet_B_0 = nn.Sequential(layer(num_z + 3))
-        self.proxNet_B_S = nn.ModuleList(nn.Sequential(layer(num_z + 3)) for _ in range(stages))
-        self.proxNet_M_S = nn.ModuleList(RainProx(layer(num_m), num_m) for _ in range(stages))
+        self.proxNet_B_S = nn.ModuleList(nn.Sequential(layer(num_z + 3)) for _ in range(num_stages))
+        self.proxNet_M_S = nn.ModuleList(RainProx(layer(num_m), num_m) for _ in range(num_stages))
         self.proxNet_B_last_layer = nn.Sequential(layer(num_z + 3))
-        self.stages = tuple(Stage(f"proxNet_B_S.{i}", num_z, 1) for i in range(stages))
+        self.stages = tuple(Stage(f"proxNet_B_S.{i}", num_z, 1) for i in range(num_stages))
 
     def unfolding(self) -> Unfolding:
         """See `Rcdnet.unfolding`."""

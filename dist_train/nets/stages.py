@@ -42,8 +42,8 @@ def pass_on(index: int, features: Tensor) -> Tensor:
 def channels_last_on_cpu(x: Tensor) -> Tensor:
     """Lay pictures, and so the features made of them, out channels last, where that was measured faster.
 
-    The nets that call it are 1.24 times as fast in training and 1.2 to 1.4 times in restoring on a CPU
-    (`python -m launch.bench nets`). EfficientDerain trains slower so, and CUDA was not tried.
+    Of the nets that call it, training was 1.24 times as fast on a CPU and restoring 1.2 to 1.4 times (before and after,
+    in turns, by `launch.bench.race`). EfficientDerain trains slower so, and CUDA was not tried.
     """
     return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
 

@@ -1,5 +1,6 @@
 """Frozen sources of semantics: masks of a picture (regions, sam, psp; cached, stored, remote), features of it (vgg)."""
 
+import re
 import shutil
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -128,4 +129,5 @@ def build_inner(config: CachedConfig | RemoteConfig, device: torch.device) -> Pr
     try:
         return build_prior(config.of, device)
     except ValueError as error:  # which tells how to set prior.checkpoint
-        raise ValueError(str(error).replace("prior.", "prior.of.")) from None
+        setting = rf"(?<![\w./=-])prior\.(?=({'|'.join(type(config.of).model_fields)})\b)"  # and not a path
+        raise ValueError(re.sub(setting, "prior.of.", str(error))) from None

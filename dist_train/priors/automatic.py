@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dist_train.priors.masks import MaskSet
+from dist_train.priors.masks import MaskSet, finite
 from dist_train.priors.sam_attention import use_fused_attention
 from dist_train.priors.sam_decoder import Shared, decode, share
 from dist_train.priors.sam_filters import choose, measure
@@ -124,7 +124,7 @@ class AutomaticMasks:
         chosen, found = self._choose(
             scores.flatten(1),
             boxes.flatten(1, 2),
-            valid.flatten(1) & images.isfinite().flatten(1).all(1, keepdim=True),
+            valid.flatten(1) & finite(images),
             iou_threshold=self._box_nms_thresh,
             candidates=self._nms_candidates,
             rounds=self._nms_rounds,
@@ -132,7 +132,7 @@ class AutomaticMasks:
         )
         chunks = [self._finish(shared, part, scores.shape[2], frame) for part in chosen.split(at_once, 1)]
         masks = torch.cat(chunks, 1) & found[:, :, None, None]
-        area = masks.sum((2, 3))
+        area = masks.view(torch.uint8).sum((2, 3), dtype=torch.int32)  # as `largest_first`, for a CPU
         order = area.sort(descending=True, stable=True).indices
         return masks.gather(1, order[:, :, None, None].expand_as(masks)), area.gather(1, order) > 0
 

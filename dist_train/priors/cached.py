@@ -10,6 +10,9 @@ same, but of many ranks some one would have a picture to make in most steps, and
 Masks lie in the run's folder, where a resumed run finds what it had: of each sample the two newest versions, and those
 that the checkpoints on the disk would go on with. Where that is not so (files were deleted) masks are made anew at the
 visit that misses them, which is logged as `masks_remade`.
+
+A student with batch norm restores by its running statistics, so ranks must have the same: batch_norm=synced. They move
+once per pass, not per step: where gradients are accumulated over passes, masks differ a little between world sizes.
 """
 
 import logging

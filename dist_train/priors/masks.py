@@ -171,13 +171,18 @@ def matched_iou(found: Tensor, wanted: Tensor) -> float:
     return float(torch.cat([iou.amax(0), iou.amax(1)]).mean())
 
 
+def finite(images: Tensor) -> Tensor:
+    """Which pictures are finite throughout, (B,1) bool: of others no mask is valid."""
+    return images.isfinite().flatten(1).all(1, keepdim=True)
+
+
 def to_uint8(images: Tensor) -> NDArray[np.uint8]:
     """Pictures as classical code and SAM expect them.
 
     Args:
-        images: (B,3,H,W) RGB, any float dtype, any device; clamped to [0,1].
+        images: (B,3,H,W) RGB, any float dtype, any device; clamped to [0,1], NaN taken for 0.
 
     Returns:
         (B,H,W,3) uint8 RGB, rounded to nearest.
     """
-    return np.stack([to_u8(image) for image in images.detach().float().cpu()])
+    return np.stack([to_u8(image) for image in images.detach().float().nan_to_num().cpu()])

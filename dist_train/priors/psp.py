@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dist_train.config import PspConfig
-from dist_train.priors.masks import MaskSet, Restore, Samples
+from dist_train.priors.masks import MaskSet, Restore, Samples, finite
 from dist_train.priors.vgg import IMAGENET_MEAN, IMAGENET_STD
 from dist_train.priors.weights import check_state, load_state
 from shards.schema import sha256_of
@@ -43,8 +43,7 @@ class PspPrior:
             padded = F.pad((u8 / 255 - mean) / std, (0, -width % 8, 0, -height % 8), mode="replicate")
             classes = self._net(padded)[..., :height, :width].argmax(1)
         found = largest_classes(classes, self._config)
-        finite = images.isfinite().flatten(1).all(1)[:, None]
-        return MaskSet(found.masks & finite[:, :, None, None], found.valid & finite)
+        return MaskSet(found.masks, found.valid & finite(images))
 
     def describe(self) -> dict[str, Any]:
         """For the run record."""

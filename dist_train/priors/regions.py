@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dist_train.config import RegionsConfig
-from dist_train.priors.masks import MaskSet, Restore, Samples, from_masks, to_uint8
+from dist_train.priors.masks import MaskSet, Restore, Samples, finite, from_masks, to_uint8
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,10 @@ class RegionsPrior:
     config: RegionsConfig
 
     def __call__(self, images: Tensor, batch: Samples | None = None, *, restore: Restore | None = None) -> MaskSet:
-        """The `num_masks` largest regions of each picture; see `Prior`."""
+        """The `num_masks` largest regions of each picture, none of one that is not finite; see `Prior`."""
         pictures = [self._regions(picture) for picture in to_uint8(images)]
-        return from_masks(pictures, num_masks=self.config.num_masks).to(images.device)
+        found = from_masks(pictures, num_masks=self.config.num_masks).to(images.device)
+        return MaskSet(found.masks, found.valid & finite(images))
 
     def describe(self) -> dict[str, Any]:
         """For the run record."""

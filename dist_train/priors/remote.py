@@ -32,7 +32,7 @@ from torch import Tensor
 
 from dist_train import ranks
 from dist_train.config import RemoteConfig, host_and_port
-from dist_train.priors.masks import MaskSet, Restore, Samples
+from dist_train.priors.masks import MaskSet, Restore, Samples, finite
 
 log = logging.getLogger(__name__)
 
@@ -71,8 +71,7 @@ class RemotePrior:
         if "error" in answer:
             raise ConnectionError(f"mask server {self._address} failed: {answer['error']}")
         found = unpack_masks(bits, shape).to(images.device)
-        finite = images.isfinite().flatten(1).all(1)[:, None]
-        return MaskSet(found.masks, found.valid & finite, answer["notes"])
+        return MaskSet(found.masks, found.valid & finite(images), answer["notes"])
 
     def describe(self) -> dict[str, Any]:
         """For the run record: what makes the masks, and where."""
@@ -202,11 +201,19 @@ def as_connection(sock: socket.socket, *, timeout_s: float | None = None) -> Con
     sock.setblocking(True)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    if timeout_s is not None:
-        limit = struct.pack("ll", int(timeout_s), int(timeout_s % 1 * 1e6))
-        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-            sock.setsockopt(socket.SOL_SOCKET, option, limit)
-    return Connection(sock.detach())
+    connection = Connection(sock.detach())
+    limit_waiting(connection, timeout_s)
+    return connection
+
+
+def limit_waiting(connection: Connection, timeout_s: float | None) -> None:
+    """From now on OSError if the other side is silent for longer; None: never."""
+    seconds = timeout_s or 0.0  # which to the system is no limit
+    limit = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
+    sock = socket.socket(fileno=connection.fileno())
+    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+        sock.setsockopt(socket.SOL_SOCKET, option, limit)
+    sock.detach()
 
 
 def send(connection: Connection, line: dict[str, Any], data: bytes = b"") -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dist_train.config import SamConfig
 from dist_train.priors.automatic import AutomaticMasks
-from dist_train.priors.masks import MaskSet, Restore, Samples, from_masks, to_uint8
+from dist_train.priors.masks import MaskSet, Restore, Samples, finite, from_masks, to_uint8
 from dist_train.priors.tiny_vit import build_mobile_sam
 from dist_train.priors.weights import SAM_CHECKPOINTS, cached, check_state, fetch, load_state
 from shards.schema import sha256_of
@@ -56,7 +56,7 @@ class SamPrior:
         """For the run record."""
         return {
             "name": self._config.name,
-            "what": f"Segment Anything {self._config.model}, automatic mode on the student's output"
+            "what": f"Segment Anything {self._config.model}, automatic mode"
             + ("" if self._sha256 == SAM_CHECKPOINTS[self._config.model].sha256 else "; NOT the published weights"),
             "parameters": self._config.model_dump(exclude={"name", "checkpoint", "download", "dtype"}),
             "weights": self._weights,
@@ -104,9 +104,9 @@ def _reference(sam: Any, config: SamConfig, half: torch.dtype | None) -> Callabl
         return masks.reshape(-1, *picture.shape[:2])
 
     def segment(images: Tensor) -> MaskSet:
-        found = from_masks([masks_of(picture) for picture in to_uint8(images.nan_to_num())], num_masks=config.num_masks)
+        found = from_masks([masks_of(picture) for picture in to_uint8(images)], num_masks=config.num_masks)
         found = found.to(images.device)
-        return MaskSet(found.masks, found.valid & images.isfinite().flatten(1).all(1, keepdim=True))
+        return MaskSet(found.masks, found.valid & finite(images))
 
     return segment
 
@@ -157,13 +157,13 @@ def _checkpoint(config: SamConfig) -> tuple[Path, str]:
 
 
 def _precision(dtype: str, device_type: str) -> tuple[torch.dtype | None, str]:
-    """What autocast computes in (None: no autocast), and its name for the record."""
+    """Half precision to compute in (None: float32), and what the record says."""
     if dtype == "fp16" and device_type == "cpu":
         raise ValueError("prior.dtype=fp16 needs a GPU; on the CPU use auto (fp32, weights rounded to fp16), or bf16")
     if dtype == "bf16":
-        return torch.bfloat16, "bf16 autocast"
+        return torch.bfloat16, "bf16"
     if dtype == "fp16" or (dtype == "auto" and device_type == "cuda"):
-        return torch.float16, "fp16 autocast"
+        return torch.float16, "fp16"
     return None, "fp32, weights rounded to fp16" if dtype == "auto" else "fp32"
 
 

@@ -26,5 +26,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    preload("launch.bench.passes")
+    preload("launch.bench.passes", "launch.bench.masking", "segment_anything")
     sys.exit(main())

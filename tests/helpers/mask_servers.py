@@ -19,8 +19,7 @@ def serving(of: Any, prior: Prior | None = None, *, key: bytes | None = None) ->
     settings = {"of": of.model_dump(mode="json"), "key": key or make_key(), "device": "cpu"}
 
     def run() -> None:
-        with contextlib.suppress(OSError):  # of the shutdown
-            serve(listener, prior or build_prior(of, "cpu"), **settings)  # type: ignore[arg-type]
+        serve(listener, prior or build_prior(of, "cpu"), **settings)  # type: ignore[arg-type]
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()

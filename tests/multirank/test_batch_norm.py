@@ -15,7 +15,7 @@ from tests.multirank.test_engine import agree, equal, largest_gap
 pytestmark = pytest.mark.multirank
 
 STAGES = [0, 2, 3]
-SECTIONS = {"student": RcdnetConfig(stages=3, num_m=3, num_z=4), "loss": {"rec": "rcdnet"}}
+SECTIONS = {"student": RcdnetConfig(num_stages=3, num_m=3, num_z=4), "loss": {"rec": "rcdnet"}}
 
 
 def test_two_ranks_equal_one_with_all_samples() -> None:
@@ -84,6 +84,6 @@ def test_a_step_that_does_not_happen_moves_no_statistics() -> None:
 
 
 def test_statistics_of_each_rank_are_saved_and_validated_as_the_main_ranks() -> None:
-    student = RcdnetConfig(stages=3, num_m=3, num_z=4, batch_norm="rank")
+    student = RcdnetConfig(num_stages=3, num_m=3, num_z=4, batch_norm="rank")
     first, second = run_ranks(ranks_of_engine.losses_of_stages, 2, [2], {**SECTIONS, "student": student})
     assert equal(first[2].weights, second[2].weights) and equal(first[2].ema, second[2].ema)

@@ -27,8 +27,10 @@ pytestmark = pytest.mark.unit
 TINY: dict[str, dict[str, Any]] = {
     "nafnet": {"name": "nafnet", "width": 4, "enc_blk_nums": [1, 1], "dec_blk_nums": [1, 1]},
     "nafnet_tlc": {"name": "nafnet", "width": 4, "enc_blk_nums": [1, 1], "dec_blk_nums": [1, 1], "tlc_train_px": 16},
-    "rcdnet": {"name": "rcdnet", "stages": 3, "num_m": 4, "num_z": 3},
-    "rcdnet_simple": {"name": "rcdnet", "layout": "simple", "stages": 3, "num_m": 4, "num_z": 3, "res_blocks": 1},
+    "rcdnet": {"name": "rcdnet", "num_stages": 3, "num_m": 4, "num_z": 3},
+    "rcdnet_simple": {
+        "name": "rcdnet", "layout": "simple", "num_stages": 3, "num_m": 4, "num_z": 3, "num_res_blocks": 1,
+    },
     "efficientderain": {"name": "efficientderain", "base_width": 4},
     "uformer": {
         "name": "uformer", "embed_dim": 4, "depths": [2] * 9, "num_heads": [1, 2, 2, 2, 4, 4, 2, 2, 2],
@@ -39,7 +41,7 @@ TINY: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(autouse=True, scope="module")
 def _processes_start_with_torch() -> None:
-    preload("launch.bench.passes")
+    preload("launch.bench.passes", "launch.bench.masking", "segment_anything")  # one server for all benches
 
 
 def new_net(name: str) -> Any:
@@ -92,7 +94,7 @@ def test_presets_cost_what_the_official_nets_do(name: str) -> None:
 
 
 def test_spf_units_cost_less_the_fewer_they_are() -> None:
-    config = RcdnetConfig(stages=6)
+    config = RcdnetConfig(num_stages=6)
     each, third = (spf_cost(config, height=32, width=32, every=every) for every in (1, 3))
     assert each.parameters / third.parameters == pytest.approx(3, rel=0.02)  # 6 units and 2
     assert each.macs / third.macs == pytest.approx(3, rel=0.02)

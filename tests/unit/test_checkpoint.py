@@ -59,6 +59,12 @@ def test_a_damaged_one_is_passed_over(tmp_path: Path, damage: str) -> None:
         checkpoint.find(tmp_path)
 
 
+def test_what_only_looks_like_one_is_let_alone(tmp_path: Path) -> None:
+    copy = shutil.copytree(save(tmp_path, 1), tmp_path / "checkpoints/step-00000001.bak")
+    assert checkpoint.steps_on_disk(tmp_path) == [1]
+    assert save(tmp_path, 2, keep=1) == checkpoint.find(tmp_path) and copy.is_dir()
+
+
 def test_none_at_all_is_not_an_error(tmp_path: Path) -> None:
     assert checkpoint.find(tmp_path / "new") is None
     assert checkpoint.find(tmp_path / "step-decay") is None  # the name of a run

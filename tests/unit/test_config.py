@@ -63,12 +63,29 @@ def test_precedence_and_round_trip(config: Path) -> None:
             "prior.refrsh: no such setting; did you mean refresh?",
         ),
         ("prior={name: cached, of: {name: regions, num_masks: 0}}", "prior.of.num_masks=0: Input should be greater"),
+        ("prior={name: cached, of: {name: regions, num_masks: 8}}", "of.num_masks=8 must not be below num_masks=32"),
+        (
+            "prior={name: remote, of: {name: sam}, servers: ['a:1'], timeout_s: 1800}",
+            "prior.timeout_s=1800 must be below engine.hang_timeout_s=1800",
+        ),
     ],
 )
 def test_mistakes_are_named(config: Path, override: str, message: str) -> None:
     with pytest.raises(ValueError, match="run.yaml|override|section") as caught:
         load_run(config, [override])
     assert message in str(caught.value)
+
+
+def test_priors_that_cannot_be_where_or_of_what_they_should_are_refused(config: Path) -> None:
+    sam = "{name: sam, dtype: fp16}"
+    for prior, where in ((sam, "prior"), (f"{{name: cached, of: {sam}}}", "prior.of")):
+        with pytest.raises(ValueError, match=rf"{where}.dtype=fp16 needs a GPU, and engine.device=cpu"):
+            load_run(config, ["engine.device=cpu", f"prior={prior}"])
+    load_run(config, ["engine.device=cpu", f"prior={{name: remote, of: {sam}, servers: ['gpu7:1']}}"])
+    cached = ["prior={name: cached, of: {name: regions}}", "student={name: rcdnet, batch_norm: rank}"]
+    with pytest.raises(ValueError, match="differ from rank to rank; set student.batch_norm=synced"):
+        load_run(config, cached)
+    load_run(config, [*cached, "student.batch_norm=synced"])
 
 
 def test_a_missing_or_broken_file_is_named(tmp_path: Path, config: Path) -> None:

@@ -30,7 +30,7 @@ class Net(nn.Module):
         return x + self.up(self.down(self.head(x)))
 
 def make(width=4):
-    return Net(width)
+    return Net(width).eval()
 
 def number():
     return 3
@@ -53,6 +53,7 @@ def config(**changed: Any) -> CustomConfig:
 @pytest.mark.usefixtures("elsewhere")
 def test_hooks_make_stages_and_any_size_goes_in() -> None:
     net = build_net(config())
+    assert all(module.training for module in net.modules())
     assert [tuple(stage) for stage in net.stages] == [("head", 6, 1), ("down", 12, 4)]
     lq = torch.rand(2, 3, 18, 21)
     seen = []
@@ -85,6 +86,7 @@ def test_it_can_be_a_teacher() -> None:
         ({"factory": "not_here:make"}, "PYTHONPATH"),
         ({"factory": "nets_from_elsewhere:nothing"}, "nothing"),
         ({"factory": "nets_from_elsewhere:number", "args": {}}, "gave int"),
+        ({"args": {"nope": 1}}, "unexpected keyword argument 'nope'"),
         ({"stages": ("head", "dwon")}, "no submodule 'dwon' to be a stage; there are down"),
         ({"stages": ("down", "head")}, r"they ran as \['head', 'down'\]"),
     ],

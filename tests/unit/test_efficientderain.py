@@ -96,3 +96,8 @@ def test_autocast_is_close() -> None:
         rough = net(lq)
     exact = net(lq)
     assert (rough - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+def test_weights_start_as_published() -> None:
+    conv = build_net(EfficientDerainConfig()).conv5.conv1[2].weight  # xavier normal, gain 0.02
+    assert conv.std().item() == pytest.approx(0.02 * (2 / (2 * 512 * 9)) ** 0.5, rel=0.02)

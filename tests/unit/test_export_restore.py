@@ -19,11 +19,12 @@ from dist_train.nets import build_net
 from dist_train.nets.official import official_layout
 from dist_train.restore import restore_folder, restore_image
 from dist_train.tasks import build_task
-from launch import doctor
+from launch import before_after, doctor
 from launch import evaluate as evaluate_command
 from launch import export as export_command
 from launch import restore as restore_command
 from shards.schema import sha256_of
+from tests.helpers.pairs import make_pairs, write_pairs
 
 pytestmark = pytest.mark.unit
 
@@ -262,6 +263,15 @@ def test_nothing_is_overwritten_unasked(tmp_path, exported, capsys):
     assert restore_command.main(arguments) == 1
     captured = capsys.readouterr()
     assert "restored 2 of 3 pictures" in captured.out and "b.png: the file is empty" in captured.err
+
+
+def test_masks_are_drawn_without_the_servers_of_the_run(exported, tmp_path):
+    write_pairs(make_pairs(tmp_path / "src", 1), tmp_path / "set")
+    card = json.loads(exported.with_suffix(".json").read_text())
+    of = {"name": "regions", "scale": 50.0, "min_area_px": 16}
+    card["config"]["prior"] = {"name": "remote", "of": of, "servers": ["127.0.0.1:1"], "timeout_s": 1.0}
+    exported.with_suffix(".json").write_text(json.dumps(card))
+    assert before_after.main([str(exported), str(tmp_path / "set"), str(tmp_path / "drawn.png")]) == 0
 
 
 def test_formats_that_cannot_hold_the_picture_are_refused(tmp_path):

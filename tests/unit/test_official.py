@@ -82,11 +82,13 @@ def test_sizes_of_any_kind_are_read_off() -> None:
     for config in [
         TINY,
         NafnetConfig(width=2, middle_blk_num=0, enc_blk_nums=(), dec_blk_nums=()),
-        RcdnetConfig(stages=3, num_m=5, num_z=2),
-        RcdnetConfig(layout="simple", stages=4, num_m=3, num_z=1, res_blocks=1),
+        RcdnetConfig(num_stages=3, num_m=5, num_z=2),
+        RcdnetConfig(layout="simple", num_stages=4, num_m=3, num_z=1, num_res_blocks=1),
+        RcdnetConfig(layout="simple", num_stages=1, num_m=3, num_z=1, num_res_blocks=2),
         UformerConfig(embed_dim=2, depths=(1,) * 9, num_heads=(1,) * 9, win_size=4, mlp_ratio=1.5, modulator=False),
         # Built for such small pictures, the bottleneck's windows are smaller, and tell it.
         UformerConfig(embed_dim=4, depths=(1,) * 9, win_size=4, img_size=32, modulator=False),
+        UformerConfig(embed_dim=4, depths=(1,) * 9, win_size=8, img_size=56, modulator=False),
     ]:
         assert identify(build_net(config).state_dict()).config == config
 
@@ -109,10 +111,10 @@ def test_wrappers_and_prefixes(tiny: Path) -> None:
 
 def test_what_the_file_cannot_say_is_given(tiny: Path) -> None:
     assert open_official(tiny, {"tlc_train_px": 32})[1].config == TINY.model_copy(update={"tlc_train_px": 32})
-    pools = [load_official(name, tiny, **f).middle_blks[0].pool_side for name, f in [
+    pools = [load_official(name, tiny, **f).middle_blks[0].pool_box for name, f in [
         ("nafnet", {}), ("nafnetlocal", {}), ("nafnetlocal", {"tlc_train_px": 32})
     ]]  # fmt: skip
-    assert pools == [0, 96, 12]
+    assert pools == [None, (96, 96), (12, 12)]
     assert "width is not to be given" in (text := refusal("nafnet", tiny, width=8)) and "width=4 is in it" in text
     assert "leaves open: tlc_train_px" in refusal("nafnet", tiny, img_size=128)
     assert "tlc_train_px=True" in refusal("nafnet", tiny, tlc_train_px=True)
@@ -186,3 +188,12 @@ def test_masks_lie_on_the_padded_picture() -> None:
     padded = torch.nn.functional.pad(torch.cat([lq, masks], 1), (0, 2, 0, 3))
     assert torch.equal(net(lq, masks), net(padded[:, :3], padded[:, 3:])[..., :5, :6])
     assert net(lq, masks.bool()).shape == lq.shape
+
+
+def test_a_file_saved_from_a_gpu_loads(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = read_official(tiny)
+    monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+    for zipped in (True, False):
+        torch.save({"params": state}, tiny, _use_new_zipfile_serialization=zipped)
+        assert b"cuda:0" in tiny.read_bytes()
+        assert all(tensor.device.type == "cpu" for tensor in read_official(tiny).values())

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dist_train.config import BatchPlan, CachedConfig, DataConfig, RegionsConfig
+from dist_train.config import BatchPlan, CachedConfig, DataConfig, RegionsConfig, SamConfig
 from dist_train.data.batch import Batch
 from dist_train.data.loader import training_batches
 from dist_train.data.reader import ShardReader
-from dist_train.priors import build_priors
+from dist_train.priors import build_inner, build_priors
 from dist_train.priors.cached import CachedPrior, version_at
 from dist_train.priors.mask_files import MaskFiles, iou_by_age
 from dist_train.priors.masks import MaskSet, largest_first, matched_iou
@@ -263,6 +263,13 @@ def test_in_training_all_is_logged_and_the_masks_are_of_the_restored_picture(tmp
     assert (tmp_path / "tiny/masks").exists()  # a run goes on
     build_priors(run, torch.device("cpu"), train=reader, val=None, checkpoints=tuple)
     assert not (tmp_path / "tiny/masks").exists()  # a run begins
+
+
+def test_settings_of_the_prior_inside_are_named_in_errors_and_paths_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "prior.checkpoint" / "my prior.pth"
+    with pytest.raises(ValueError) as caught:
+        build_inner(CachedConfig(of=SamConfig(checkpoint=str(path))), torch.device("cpu"))
+    assert f"prior.of.checkpoint={path}" in str(caught.value)
 
 
 def test_how_alike_and_how_stale_on_a_known_case(tmp_path: Path) -> None:

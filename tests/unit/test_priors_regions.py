@@ -28,5 +28,12 @@ def test_of_many_regions_the_largest_are_kept():
     assert prior(image, None).masks.sum((2, 3)).tolist() == [[16 * 12, 16 * 11, 16 * 9]]
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_picture_that_is_not_finite_has_no_masks():
+    images = torch.rand(3, 3, 24, 32, generator=torch.Generator().manual_seed(0))
+    images[0, 1, 2, 3], images[2, 0, 0, 0] = torch.nan, torch.inf
+    assert build_prior(RegionsConfig(), torch.device("cpu"))(images).valid.any(1).tolist() == [False, True, False]
+
+
 def test_it_says_that_it_is_not_sam():
     assert "not SAM" in build_prior(RegionsConfig(), torch.device("cpu")).describe()["what"]

@@ -1,6 +1,7 @@
 """`remote`: masks from another process are those of the local prior, and all that can go wrong says what it is."""
 
 import contextlib
+import errno
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from dist_train.config import RegionsConfig, RemoteConfig, SamConfig, changed_me
 from dist_train.priors import build_prior
 from dist_train.priors.masks import MaskSet
 from dist_train.priors.remote import as_connection, key_path, make_key, receive, send
+from launch import mask_server
 from tests.helpers.mask_servers import serving
 from tests.helpers.rectangles import ColourPrior
 from tests.helpers.tasks import tiny_run
@@ -130,6 +132,41 @@ def test_who_has_another_key_is_refused_and_others_are_served() -> None:
             ask_at(address)
         key_path().write_bytes(b"other")
         assert ask_at(address)(pictures(0)).valid.any()
+
+
+def test_a_silent_stranger_is_sent_away_and_a_rank_may_be_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mask_server, "STRANGER_LIMIT_S", 0.3)
+    with serving(REGIONS) as address:
+        rank = ask_at(address)
+        with socket.create_connection(address.split(":"), timeout=5) as stranger:
+            while stranger.recv(1000):  # the challenge, and then the end
+                pass
+        assert rank(pictures(0)).valid.any()
+
+
+def test_an_error_of_accept_does_not_end_the_server(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    accept, failures = socket.socket.accept, [OSError(errno.EMFILE, "Too many open files")]
+
+    def sometimes(listener: socket.socket) -> Any:
+        if failures:
+            raise failures.pop()
+        return accept(listener)
+
+    monkeypatch.setattr(socket.socket, "accept", sometimes)
+    with serving(REGIONS) as address:
+        assert ask_at(address)(pictures(0)).valid.any()
+    assert "Too many open files" in caplog.text
+
+
+def test_a_peer_that_sends_nonsense_is_dropped_in_a_line(caplog: pytest.LogCaptureFixture) -> None:
+    with serving(REGIONS) as address:
+        rank = ask_at(address)
+        rank._connection.send_bytes(b"\xff{")
+        with pytest.raises(EOFError):
+            rank._connection.recv_bytes()
+    assert "is dropped, it does not speak as a rank does" in caplog.text
 
 
 def test_a_server_with_other_settings_is_refused() -> None:

@@ -20,6 +20,7 @@ from dist_train.data.reader import BadSampleError, ShardReader
 from dist_train.evaluate import whole_picture
 from dist_train.priors import build_prior, build_priors
 from dist_train.priors.stored import StoredPrior
+from launch import masks_ahead
 from shards.check import check
 from shards.codec import decode_masks, encode_masks
 from shards.index import build_index
@@ -141,7 +142,9 @@ def test_written_again_all_stays_and_other_masks_are_refused(
 
     with caplog.at_level("INFO"):
         add_masks(plain, masked, never, **NOTE)
-    assert "already there" in caplog.text
+        moved = NOTE["prior"] | {"weights": "elsewhere.pth"}
+        add_masks(plain, masked, never, **NOTE | {"prior": moved})
+    assert caplog.text.count("already there") == 2
     for note in (NOTE | {"of": "gt"}, NOTE | {"prior": {"name": "other"}}):
         with pytest.raises(ValueError, match="other masks"):
             add_masks(plain, masked, never, **note)
@@ -189,6 +192,17 @@ def test_damage_is_a_bad_sample_and_masks_of_some_samples_alone_are_refused(mask
     some = _rewritten(masked, tmp_path / "some", lambda name, data: None if name == "r-1.masks.png" else data)
     with pytest.raises(ShardError, match="some samples have masks and some have none"):
         build_index([some / "000000.tar"])
+
+
+def test_ctrl_c_is_told_in_a_line_that_is_true(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(args: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(masks_ahead, "write", interrupted)
+    assert masks_ahead.main(["set", "--out", "out"]) == 130
+    assert capsys.readouterr().err == "stopped; nothing half-written was left\n"
 
 
 def test_the_command_writes_what_the_prior_finds(tmp_path: Path) -> None:

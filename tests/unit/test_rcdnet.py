@@ -17,7 +17,7 @@ pytestmark = pytest.mark.unit
 
 def tiny(layout: str = "official", **settings: object) -> RestorationNet:
     torch.manual_seed(0)
-    config = {"layout": layout, "stages": 3, "num_m": 4, "num_z": 5, **settings}
+    config = {"layout": layout, "num_stages": 3, "num_m": 4, "num_z": 5, **settings}
     return build_net(RcdnetConfig.model_validate(config))
 
 
@@ -60,8 +60,8 @@ def test_every_tensor_is_of_its_own_memory() -> None:
         assert len({tensor.data_ptr() for tensor in tensors}) == len(tensors)
 
 
-def test_res_blocks_are_counted() -> None:
-    assert len(list(tiny("simple", res_blocks=2).get_submodule("proxNet_M_S.0.layer").children())) == 2
+def test_num_res_blocks_are_counted() -> None:
+    assert len(list(tiny("simple", num_res_blocks=2).get_submodule("proxNet_M_S.0.layer").children())) == 2
 
 
 def test_initial_values() -> None:

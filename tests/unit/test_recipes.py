@@ -18,19 +18,22 @@ RCDNET = {
     "data.crop_px": 64, "data.flips": "horizontal", "data.mixup": None, "data.rainmix": None,
     "loss.rec": "rcdnet", "optim.global_batch": 16, "optim.name": "adam", "optim.lr": 1e-3, "optim.betas": (0.9, 0.999),
     "optim.weight_decay": 0, "optim.schedule": "step", "optim.step_gamma": 0.2, "optim.clip_norm": 0,
-    "student.stages": 17, "student.num_m": 32, "student.num_z": 32, "student.res_blocks": 4,
+    "optim.warmup_steps": 0, "student.batch_norm": "rank", "eval.protocol": "y_double",
+    "student.num_stages": 17, "student.num_m": 32, "student.num_z": 32, "student.num_res_blocks": 4,
 }  # fmt: skip
 EFFICIENTDERAIN = {
     "data.crop_px": 256, "data.flips": "none", "data.mixup": None, "loss.rec": "l1_ssim", "optim.global_batch": 16,
     "optim.name": "adam", "optim.lr": 2e-4, "optim.betas": (0.5, 0.999), "optim.weight_decay": 0,
     "optim.schedule": "linear", "optim.min_lr": 0, "optim.clip_norm": 0, "student.kernel_px": 3,
+    "optim.warmup_steps": 0, "student.base_width": 64,
 }  # fmt: skip
 UFORMER_B = {
     "data.flips": "all", "data.rainmix": None, "loss.rec": "charbonnier", "optim.name": "adamw", "optim.lr": 2e-4,
     "optim.betas": (0.9, 0.999), "optim.weight_decay": 0.02, "optim.schedule": "cosine", "optim.min_lr": 1e-6,
     "optim.clip_norm": 0, "engine.precision": "fp16", "student.embed_dim": 32,
     "student.depths": (1, 2, 8, 8, 2, 8, 8, 2, 1), "student.win_size": 8, "student.modulator": True,
-    "student.drop_path_rate": 0.1,
+    "student.drop_path_rate": 0.1, "student.num_heads": (1, 2, 4, 8, 16, 16, 8, 4, 2), "student.mlp_ratio": 4.0,
+    "student.shift": True,
 }  # fmt: skip
 NAFNET = {
     "data.crop_px": 256, "data.flips": "all", "data.mixup": None, "data.rainmix": None, "loss.rec": "psnr",
@@ -44,7 +47,7 @@ GOPRO = {
 }  # fmt: skip
 SIDD = {
     "student.enc_blk_nums": (2, 2, 4, 8), "student.middle_blk_num": 12, "student.dec_blk_nums": (2, 2, 2, 2),
-    "student.tlc_train_px": 0, "optim.weight_decay": 0,
+    "student.tlc_train_px": 0, "optim.weight_decay": 0, "eval.protocol": "gopro",
 }  # fmt: skip
 
 OFFICIAL: dict[str, dict[str, Any]] = {

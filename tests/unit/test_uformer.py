@@ -166,3 +166,10 @@ def test_autocast_is_close_and_the_bias_tables_learn() -> None:
     rough.float().square().mean().backward()
     for name, parameter in net.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+def test_weights_start_as_published() -> None:
+    block = build_net(UformerConfig(depths=(1,) * 9)).conv.blocks[0]
+    assert block.mlp.linear1[0].weight.std().item() == pytest.approx(0.02, rel=0.02)  # truncated normal
+    assert block.attn.relative_position_bias_table.std().item() == pytest.approx(0.02, rel=0.05)
+    assert not block.attn.proj.bias.any()
