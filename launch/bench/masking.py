@@ -1,0 +1,273 @@
+"""Making masks, alone and inside a training step, as work for a race."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from dist_train.config import CachedConfig, NetConfig, RegionsConfig, SamConfig, StoredConfig, parse_run
+from dist_train.data.augment import apply_geometry, geometry_at
+from dist_train.data.batch import Batch
+from dist_train.priors import Priors
+from dist_train.priors.cached import CachedPrior
+from dist_train.priors.mask_files import MaskFiles
+from dist_train.priors.masks import largest_first
+from dist_train.priors.regions import RegionsPrior
+from dist_train.priors.sam import SamPrior, load_sam_prior
+from dist_train.priors.sam_decoder import decode, share
+from dist_train.priors.stored import StoredPrior
+from dist_train.priors.vgg import load_features
+from dist_train.tasks import build_task
+from launch.bench.race import Work
+
+
+class Stopwatch:
+    """What the parts of a lap take: seconds of the CPU, over all threads, or of CUDA's stream, by events."""
+
+    def __init__(self, device: str):
+        self._cuda, self._marks = torch.device(device).type == "cuda", list[tuple[str, Any, Any]]()
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Around what counts as `name`; parts may lie within each other."""
+        start = self._mark()
+        yield
+        self._marks.append((name, start, self._mark()))
+
+    def watch(self, owner: Any, method: str, name: str) -> None:
+        """Count each call of a method, of an object or a class, as `name`."""
+        inner = getattr(owner, method)
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            with self.part(name):
+                return inner(*args, **kwargs)
+
+        setattr(owner, method, watched)
+
+    def lap(self, step: Callable[[], Tensor | None], names: tuple[str, ...], spent: Tensor) -> Work:
+        """Work whose n-th lap leaves in `spent[n]` what it took in all, and what each of its parts did."""
+        rows = iter(spent)
+
+        def lap() -> Tensor | None:
+            with self.part("all"):
+                value = step()
+            if self._cuda:
+                torch.cuda.synchronize()
+            seconds = dict.fromkeys(("all", *names), 0.0)
+            for name, start, end in self._marks:
+                seconds[name] += start.elapsed_time(end) / 1000 if self._cuda else end - start
+            self._marks.clear()
+            next(rows).copy_(torch.tensor(list(seconds.values())))
+            return value
+
+        return Work(lap, held_bytes=0)
+
+    def _mark(self) -> Any:
+        if not self._cuda:
+            return time.process_time()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+class Segment(NamedTuple):
+    """Masks of some photographs; or a product of matrices, which nothing is faster than."""
+
+    build: Callable[[], Any]
+    """A SAM with random weights, for where `config` has no checkpoint."""
+    config: SamConfig
+    matmul: bool
+    batch: int
+    height: int
+    width: int
+    device: str
+    spent: Tensor
+    """(laps,3) float64, shared: of each lap seconds in all, on the picture (encoder), on prompts (decoder, scores)."""
+
+
+MATMUL_SIDE = {"cpu": 1024, "cuda": 8192}
+
+
+def prepare_segment(case: Segment) -> Work:
+    """A case as work that returns masks (B,K,H,W) bool, those that are not valid empty."""
+    watch, parts = Stopwatch(case.device), ("picture", "prompts")
+    if case.matmul:
+        kind = torch.device(case.device).type
+        auto = torch.float16 if kind == "cuda" else torch.float32
+        dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}.get(case.config.dtype, auto)
+        square = torch.rand(MATMUL_SIDE[kind], MATMUL_SIDE[kind], device=case.device, dtype=dtype)
+        return watch.lap(lambda: (square @ square)[:1, :1], parts, case.spent)
+    images = photographs(case.batch, case.height, case.width).to(case.device)
+    prior, held = sam_prior(case.build, case.config, case.device)
+    if case.config.generator == "batched":
+        watch.watch(prior._segment, "_look", "picture")
+        watch.watch(prior._segment, "_score", "prompts")
+    else:
+        from segment_anything import SamAutomaticMaskGenerator, SamPredictor
+
+        watch.watch(SamPredictor, "set_image", "picture")
+        watch.watch(SamAutomaticMaskGenerator, "_process_batch", "prompts")
+
+    def segment() -> Tensor:
+        found = prior(images)
+        return found.masks & found.valid[:, :, None, None]
+
+    return watch.lap(segment, parts, case.spent)._replace(held_bytes=held)
+
+
+def sam_prior(build: Callable[[], Any], config: SamConfig, device: str) -> tuple[SamPrior, int]:
+    """SAM with the weights of `config.checkpoint`, or random ones, always the same; and how many bytes they are."""
+    if config.checkpoint is not None:
+        return load_sam_prior(config, torch.device(device)), Path(config.checkpoint).stat().st_size
+    torch.manual_seed(0)
+    sam = build().to(device)
+    held = sum(tensor.numel() * tensor.element_size() for tensor in sam.state_dict().values())
+    return SamPrior(sam, config, weights="random"), held
+
+
+def photographs(num: int, height: int, width: int) -> Tensor:
+    """(num,3,height,width) float32 in [0,1]: the middle of scikit-image's sample photographs, mirrored on to size."""
+    from skimage import data
+
+    pictures = []
+    for index in range(num):
+        photo = (data.astronaut, data.chelsea, data.coffee)[index % 3]()[:, :: (-1) ** (index // 3)]
+        more = [max(want - has, 0) for want, has in zip((height, width), photo.shape, strict=False)]
+        photo = np.pad(photo, ((0, more[0]), (0, more[1]), (0, 0)), mode="symmetric")
+        top, left = (photo.shape[0] - height) // 2, (photo.shape[1] - width) // 2
+        pictures.append(torch.tensor(photo[top : top + height, left : left + width].copy()).permute(2, 0, 1) / 255)
+    return torch.stack(pictures)
+
+
+class SamCost(NamedTuple):
+    """Multiply-accumulates of convolutions and matrix products, by generator; all else has next to none."""
+
+    per_picture: dict[str, int]
+    per_prompt: dict[str, int]
+
+
+def sam_cost(build: Callable[[], Any]) -> SamCost:
+    """Counted on tensors without data."""
+    with torch.random.fork_rng():
+        sam = build().to("meta").eval()
+    decoder, side = sam.mask_decoder, sam.image_encoder.img_size
+    picture = torch.empty(1, 3, side, side, device="meta")
+    positions = sam.prompt_encoder.get_dense_pe()
+    prompt = positions.new_empty(1, 2, positions.shape[1])  # a point, and the padding that stands for no box
+    encoder, embedding = _counted(lambda: sam.image_encoder(picture))
+    reference, _ = _counted(
+        lambda: decoder(
+            image_embeddings=embedding,
+            image_pe=positions,
+            sparse_prompt_embeddings=prompt,
+            dense_prompt_embeddings=embedding,
+            multimask_output=True,
+        )
+    )
+    sharing, shared = _counted(lambda: share(decoder, embedding, positions))
+    batched, _ = _counted(lambda: decode(decoder, shared, prompt[None]))
+    return SamCost({"reference": encoder, "batched": encoder + sharing}, {"reference": reference, "batched": batched})
+
+
+def _counted(compute: Callable[[], Any]) -> tuple[int, Any]:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        found = compute()
+    return counter.get_total_flops() // 2, found
+
+
+class Step(NamedTuple):
+    """Forward and backward of the task `distill`, with masks from some provider."""
+
+    net: NetConfig
+    provider: str
+    """regions, batched, stored; fixed: masks that are ready, for nothing; of `cached`, made_regions and made_batched: a
+    visit that makes masks of the whole picture, and read: one that reads them."""
+    build: Callable[[], Any]
+    sam: SamConfig
+    batch: int
+    crop_px: int
+    height: int
+    width: int
+    """Of the whole pictures that crops are taken of."""
+    device: str
+    bf16: bool
+    folder: Path
+    spent: Tensor
+    """(laps,2) float64, shared: of each lap seconds in all, and for masks."""
+
+
+class _Photographs:
+    """`dist_train.priors.cached.Pictures`."""
+
+    def __init__(self, pictures: Tensor):
+        self.keys = tuple(map(str, range(len(pictures))))
+        self._lqs = (pictures * 255).round().byte().permute(0, 2, 3, 1).numpy()
+
+    def size_px(self, number: int) -> tuple[int, int]:
+        return self._lqs.shape[1], self._lqs.shape[2]
+
+    def lq(self, number: int) -> NDArray:
+        return self._lqs[number]
+
+
+def prepare_step(case: Step) -> Work:
+    """A case as work. The nets' weights are random, as are VGG's; the optimizer's part is left out."""
+    tree = {
+        "name": "bench",
+        "data": {"train": "-", "crop_px": case.crop_px},
+        "student": case.net.model_dump(),
+        "features": {"weights": "random"},
+    }
+    run, device = parse_run(tree, source="bench"), torch.device(case.device)
+    torch.manual_seed(0)
+    task = build_task(run).to(device).train()
+    held = sum(tensor.numel() * tensor.element_size() for tensor in task.state_dict().values())
+
+    whole = photographs(case.batch, case.height, case.width)
+    pictures, regions = _Photographs(whole), RegionsPrior(RegionsConfig())
+    positions = torch.arange(case.batch) + (case.batch if case.provider == "read" else 0)  # the second epoch reads
+    geometry = torch.tensor([
+        geometry_at(0, position, (case.height, case.width), crop_px=case.crop_px, flips="all") for position in positions
+    ])  # fmt: skip
+    gt = torch.stack([apply_geometry(*pair, case.crop_px) for pair in zip(whole, geometry, strict=True)])
+    batch = Batch((gt + 0.05 * torch.randn_like(gt)).to(device), gt.to(device), pictures.keys, positions, geometry)
+    found = regions(whole)
+    known = [masks[valid] for masks, valid in zip(found.masks, found.valid, strict=True)]
+    carried = tuple(batch.carry(masks, row).to(device) for row, masks in enumerate(known))
+    ready = largest_first(carried, num_masks=RegionsConfig().num_masks)
+
+    if "batched" in case.provider:
+        sam, more = sam_prior(case.build, case.sam, case.device)
+        held += more
+    if case.provider.startswith("made_") or case.provider == "read":
+        files = MaskFiles(case.folder / case.provider, memory_mib=CachedConfig(of=RegionsConfig()).memory_mib)
+        for key, masks in zip(pictures.keys, known, strict=True):
+            files.write(key, 0, masks.numpy())
+        inner = sam if "batched" in case.provider else regions
+        config = CachedConfig(of=case.sam if "batched" in case.provider else RegionsConfig())
+        masks_of: Any = CachedPrior(inner, config, pictures=pictures, files=files, global_batch=case.batch)
+    else:
+        masks_of = {
+            "fixed": lambda: lambda images, batch, restore: ready,
+            "regions": lambda: regions,
+            "stored": lambda: StoredPrior(StoredConfig()),
+            "batched": lambda: sam,
+        }[case.provider]()
+        batch = Batch(**{**batch.__dict__, "masks": carried})
+    watch = Stopwatch(case.device)
+    priors = Priors(masks_of, load_features(run.features, device), timing=lambda: watch.part("prior"))
+
+    def step() -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=case.bf16):
+            losses = task(batch, priors)
+        losses["total"].backward()
+        task.zero_grad(set_to_none=True)  # afterwards, so that the next peak counts the gradients
+
+    return watch.lap(step, ("prior",), case.spent)._replace(held_bytes=held)
