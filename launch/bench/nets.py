@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--net", nargs="+", default=DEFAULT_NETS, metavar="NAME", help=f"of {', '.join(PRESETS)}; or a run's YAML"
     )
-    parser.add_argument("--size", nargs="+", type=_size, default=["256x256", "1280x720"], metavar="WxH")
+    parser.add_argument("--size", nargs="+", type=size_option, default=["256x256", "1280x720"], metavar="WxH")
     parser.add_argument("--variant", nargs="+", choices=VARIANTS, default=DEFAULT_VARIANTS, help="beside `plain`")
     parser.add_argument("--mode", nargs="+", choices=MODES, default=MODES)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -66,7 +66,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every lap")
 
 
-def _size(text: str) -> str:
+def size_option(text: str) -> str:
+    """WIDTHxHEIGHT, checked."""
     width, x, height = text.partition("x")
     if not (x and width.isdigit() and height.isdigit() and int(width) and int(height)):
         raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT")
@@ -77,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the tables."""
     if args.rounds < 1 or args.threads < 1:
         raise ValueError("--rounds and --threads must be at least 1")
-    nets = {Path(name).stem: _config(name) for name in args.net}
+    nets = {Path(name).stem: net_config(name) for name in args.net}
     machine = describe_machine(device=args.device, threads=args.threads)
     print("  ".join(f"{key}: {value}" for key, value in machine.items() if key != "load_before"))
     print(f"load before: {machine['load_before']:.2f}\n")
@@ -93,7 +94,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _config(name: str) -> NetConfig:
+def net_config(name: str) -> NetConfig:
+    """A preset by name, or the student of a run's YAML."""
     if name.endswith((".yaml", ".yml")):
         return load_run(Path(name)).student
     if name not in PRESETS:
@@ -107,10 +109,11 @@ def print_costs(nets: dict[str, NetConfig], sizes: list[str]) -> list[dict[str, 
     print(f"{'net':32}{'M parameters':>14}{titles}")
     records = []
     for name, config in nets.items():
-        costs = {name: [net_cost(config, width=width, height=height) for width, height in map(_numbers, sizes)]}
+        costs = {name: [net_cost(config, width=width, height=height) for width, height in map(width_and_height, sizes)]}
         for every in _spf_choices(config):
             costs[f"  + SPF units, every={every}"] = [
-                spf_cost(config, width=width, height=height, every=every) for width, height in map(_numbers, sizes)
+                spf_cost(config, width=width, height=height, every=every)
+                for width, height in map(width_and_height, sizes)
             ]
         for title, of_sizes in costs.items():
             macs = [cost.macs for cost in of_sizes]
@@ -135,7 +138,8 @@ def _spf_choices(config: NetConfig) -> list[int]:
     return [every for every in (1, 2, 4, 8) if num_stages and (every == 1 or 9 < num_stages)]
 
 
-def _numbers(size: str) -> tuple[int, int]:
+def width_and_height(size: str) -> tuple[int, int]:
+    """The two numbers of a `size_option`."""
     width, height = map(int, size.split("x"))
     return width, height
 
@@ -152,8 +156,8 @@ def measure_net(name: str, config: NetConfig, args: argparse.Namespace) -> list[
     budget_mib = args.memory * 1024 if args.memory else 0.6 * _free_mib(args.device)
     known: dict[str, tuple[int, Outcome]] = {}  # mode -> pixels, the plain net
     records = []
-    for size in sorted(args.size, key=lambda size: math.prod(_numbers(size))):
-        width, height = _numbers(size)
+    for size in sorted(args.size, key=lambda size: math.prod(width_and_height(size))):
+        width, height = width_and_height(size)
         left, right, top, bottom = shape.padding(height, width)
         pixels = (left + width + right) * (top + height + bottom)
         outcomes: dict[str, dict[str, Outcome]] = {}

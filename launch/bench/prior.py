@@ -5,7 +5,10 @@ over the rounds. Times are CPU seconds over all threads, or the GPU's own, for e
 encoder), on its prompts (decoder, scores), and the rest (suppression, and making the masks that are left). `of peak` is
 the rate of the multiplications that segment_anything's encoder and the generator's decoder need, over that of a
 product of matrices in the same round. IoU is that of best partners, `pixels` the IoU, at each pixel, of the smallest
-masks around it, `same` how many masks are so to the last bit; all against the first generator, in the first round.
+masks around it, `same` how many masks are so to the last bit; all against the reference, in the first round.
+
+Of a step (task distill) with/without compares with one whose masks are ready; 1+masks/rest is of the same laps alone,
+and steadier.
 """
 
 import argparse
@@ -25,7 +28,7 @@ from dist_train.config import CachedConfig, NetConfig, RegionsConfig, SamConfig
 from dist_train.priors.masks import MaskSet, matched_iou
 from dist_train.priors.tiny_vit import build_mobile_sam
 from launch.bench.masking import MATMUL_SIDE, SamCost, Segment, Step, prepare_segment, prepare_step, sam_cost
-from launch.bench.nets import PRESETS, _config, _numbers, _size
+from launch.bench.nets import PRESETS, net_config, size_option, width_and_height
 from launch.bench.race import Outcome, Work, describe_machine, progress, race
 
 
@@ -72,7 +75,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=["auto", "fp32", "fp16", "bf16"], default="auto", help="as prior.dtype")
     parser.add_argument("--compile", action="store_true", help="also `batched` compiled; with --step, only that")
     parser.add_argument("--batch", type=int, default=1, help="pictures (default: 1)")
-    parser.add_argument("--size", type=_size, default="256x256", metavar="WxH", help="with --step: of whole pictures")
+    parser.add_argument(
+        "--size", type=size_option, default="256x256", metavar="WxH", help="with --step: of whole pictures"
+    )
     parser.add_argument("--step", nargs="+", metavar="NET", help=f"of {', '.join(PRESETS)}; or a run's YAML")
     parser.add_argument("--provider", nargs="+", choices=PROVIDERS, default=PROVIDERS, help="for --step")
     parser.add_argument("--crop", type=int, metavar="PX", help="for --step (default: the shorter side of --size)")
@@ -93,9 +98,9 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--rounds, --threads, --batch and --points must be at least 1")
     if args.checkpoint and (len(args.model) > 1 or not Path(args.checkpoint).is_file()):
         raise ValueError(f"--checkpoint {args.checkpoint} must be a file, and --model the one it is of")
-    nets = {Path(name).stem: _config(name) for name in args.step or ()}
-    args.crop = args.crop or min(_numbers(args.size))
-    if args.crop > min(_numbers(args.size)):
+    nets = {Path(name).stem: net_config(name) for name in args.step or ()}
+    args.crop = args.crop or min(width_and_height(args.size))
+    if args.crop > min(width_and_height(args.size)):
         raise ValueError(f"--crop {args.crop} is larger than the pictures, --size {args.size}")
     points, weights = f"{args.points[0]}x{args.points[0]} points", args.checkpoint or "RANDOM weights"
     machine = describe_machine(device=args.device, threads=args.threads)
@@ -177,7 +182,7 @@ def _times(kind: str, laps: dict[str, Tensor], macs: int, points: int, args: arg
 
 
 def _segment(args: argparse.Namespace, model: str, **settings: Any) -> Segment:
-    width, height = _numbers(args.size)
+    width, height = width_and_height(args.size)
     config = _sam_config(args, model, **settings)
     return Segment(MODELS[model], config, False, args.batch, height, width, args.device, _spent(args, 3))
 
@@ -251,7 +256,7 @@ def agreement(found: Tensor | None, wanted: Tensor | None) -> dict[str, Any]:
 
 def measure_step(name: str, net: NetConfig, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Time training steps with masks of each provider, and with masks that cost nothing; print their rows."""
-    width, height = _numbers(args.size)
+    width, height = width_and_height(args.size)
     sam = _sam_config(args, args.model[0], points_per_side=args.points[0], compile=args.compile)
     refresh = CachedConfig(of=RegionsConfig()).refresh
     needs = {"fixed": ("fixed",)} | {
