@@ -20,7 +20,7 @@ from dist_train.nets import RestorationNet, build_net
 from dist_train.nets.fast import rewrites
 from launch.bench.cost import net_cost, spf_cost
 from launch.bench.passes import MARGIN_PX, VARIANTS, Case, prepare
-from launch.bench.race import MIB, Outcome, describe_machine, progress, race
+from launch.bench.race import MIB, Outcome, add_race_options, describe_machine, progress, race
 
 TWO_EACH = (2,) * 9
 SIDD = {"enc_blk_nums": (2, 2, 4, 8), "middle_blk_num": 12, "dec_blk_nums": (2, 2, 2, 2)}
@@ -53,17 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", nargs="+", type=size_option, default=["256x256", "1280x720"], metavar="WxH")
     parser.add_argument("--variant", nargs="+", choices=VARIANTS, default=DEFAULT_VARIANTS, help="beside `plain`")
     parser.add_argument("--mode", nargs="+", choices=MODES, default=MODES)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rounds", type=int, default=5, help="timed turns of each variant (default: 5)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU, for each net")
-    parser.add_argument("--limit", type=float, default=120.0, metavar="SECONDS", help="for one pass (default: 120)")
-    parser.add_argument(
-        "--first-limit", type=float, default=600.0, metavar="SECONDS", help="for the first, which may compile (600)"
-    )
+    add_race_options(parser, limit_s=120, first_limit_s=600)
     parser.add_argument(
         "--memory", type=float, metavar="GIB", help="above this a picture is tiled (default: 60 %% free)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every lap")
 
 
 def size_option(text: str) -> str:

@@ -29,7 +29,7 @@ from dist_train.priors.masks import MaskSet, matched_iou
 from dist_train.priors.tiny_vit import build_mobile_sam
 from launch.bench.masking import MATMUL_SIDE, SamCost, Segment, Step, prepare_segment, prepare_step, sam_cost
 from launch.bench.nets import PRESETS, net_config, size_option, width_and_height
-from launch.bench.race import Outcome, Work, describe_machine, progress, race
+from launch.bench.race import Outcome, Work, add_race_options, describe_machine, progress, race
 
 
 def _published(name: str) -> Any:
@@ -82,14 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--provider", nargs="+", choices=PROVIDERS, default=PROVIDERS, help="for --step")
     parser.add_argument("--crop", type=int, metavar="PX", help="for --step (default: the shorter side of --size)")
     parser.add_argument("--bf16", action="store_true", help="for --step: autocast of the nets")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rounds", type=int, default=5, help="timed turns of each (default: 5)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU, for each")
-    parser.add_argument("--limit", type=float, default=300.0, metavar="SECONDS", help="for one turn (default: 300)")
-    parser.add_argument(
-        "--first-limit", type=float, default=900.0, metavar="SECONDS", help="for the first, which may compile (900)"
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every lap")
+    add_race_options(parser, limit_s=300, first_limit_s=900)
 
 
 def run(args: argparse.Namespace) -> int:

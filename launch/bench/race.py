@@ -4,6 +4,7 @@ What else the machine does meets all the cases of a round alike, so a ratio take
 times it is made of. A process of its own gives each case its own peak of memory, and can be ended in mid-computation.
 """
 
+import argparse
 import ctypes
 import multiprocessing
 import os
@@ -21,6 +22,24 @@ import torch
 from torch import Tensor
 
 MIB = 2**20
+
+
+def add_race_options(parser: argparse.ArgumentParser, *, limit_s: float, first_limit_s: float) -> None:
+    """Where and how long to race, and where to put what was measured."""
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rounds", type=int, default=5, help="timed turns of each case (default: 5)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU, for each case")
+    parser.add_argument(
+        "--limit", type=float, default=limit_s, metavar="SECONDS", help=f"for one turn (default: {limit_s:.0f})"
+    )
+    parser.add_argument(
+        "--first-limit",
+        type=float,
+        default=first_limit_s,
+        metavar="SECONDS",
+        help=f"for the first turn, which may compile (default: {first_limit_s:.0f})",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every lap to this file")
 
 
 class Work(NamedTuple):

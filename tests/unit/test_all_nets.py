@@ -11,27 +11,15 @@ from dist_train.nets import NETS, build_net
 from dist_train.nets.fusion import Teacher
 from dist_train.priors.masks import MaskSet
 from dist_train.tasks import build_task, count_parameters
+from tests.helpers.nets import TINY_NETS
 from tests.helpers.tasks import tiny_batches, tiny_priors, tiny_run
 
 pytestmark = pytest.mark.unit
 
-TINY: dict[str, dict[str, Any]] = {
-    "nafnet": {"name": "nafnet", "width": 4, "enc_blk_nums": [1, 1], "dec_blk_nums": [1, 1]},
-    "rcdnet": {"name": "rcdnet", "num_stages": 3, "num_m": 4, "num_z": 3},
-    "rcdnet_simple": {
-        "name": "rcdnet", "layout": "simple", "num_stages": 3, "num_m": 4, "num_z": 3, "num_res_blocks": 1,
-    },
-    "efficientderain": {"name": "efficientderain", "base_width": 4},
-    "uformer": {
-        "name": "uformer", "embed_dim": 4, "depths": [2] * 9, "num_heads": [1, 2, 2, 2, 4, 4, 2, 2, 2],
-        "win_size": 2, "img_size": 32,
-    },
-}  # fmt: skip
-
 
 def new_net(name: str) -> Any:
     torch.manual_seed(0)
-    return build_net(TypeAdapter(NetConfig).validate_python(TINY[name]))
+    return build_net(TypeAdapter(NetConfig).validate_python(TINY_NETS[name]))
 
 
 def some_masks(height: int, width: int, *, num_masks: int = 3) -> MaskSet:
@@ -39,10 +27,10 @@ def some_masks(height: int, width: int, *, num_masks: int = 3) -> MaskSet:
 
 
 def test_no_net_is_left_out() -> None:
-    assert {config["name"] for config in TINY.values()} | {"custom"} == NETS.keys()
+    assert {config["name"] for config in TINY_NETS.values()} | {"custom"} == NETS.keys()
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", TINY_NETS)
 @pytest.mark.parametrize("size", [(32, 32), (45, 39), (17, 70)])
 def test_any_size_goes_in_and_the_stages_are_as_stated(name: str, size: tuple[int, int]) -> None:
     net = new_net(name).eval()
@@ -63,7 +51,7 @@ def test_any_size_goes_in_and_the_stages_are_as_stated(name: str, size: tuple[in
     assert seen == list(range(len(net.stages)))
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", TINY_NETS)
 def test_every_stage_is_part_of_the_path(name: str) -> None:
     net = new_net(name).eval()
     for parameter in net.parameters():  # NAFNet's blocks start as identities
@@ -76,7 +64,7 @@ def test_every_stage_is_part_of_the_path(name: str) -> None:
             assert not torch.equal(changed, plain), net.stages[stage]
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", TINY_NETS)
 @pytest.mark.parametrize("every", [1, 3])
 def test_a_new_teacher_equals_its_plain_net_and_then_sees_the_masks(name: str, every: int) -> None:
     net = new_net(name).eval()
@@ -94,9 +82,9 @@ def test_a_new_teacher_equals_its_plain_net_and_then_sees_the_masks(name: str, e
         assert not torch.allclose(teacher(image, masks), teacher(image, some_masks(45, 39)))
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", TINY_NETS)
 def test_the_whole_method_trains_it(name: str) -> None:
-    net = TINY[name]
+    net = TINY_NETS[name]
     rec = "rcdnet" if net["name"] == "rcdnet" else "charbonnier"
     run = tiny_run(student=net, teacher={"spf": {"every": 2}}, loss={"rec": rec}, data={"crop_px": 32})
     task: Any = build_task(run)

@@ -20,23 +20,12 @@ from launch.bench.cost import net_cost, spf_cost
 from launch.bench.nets import HEADER, PRESETS, plan
 from launch.bench.passes import MARGIN_PX, awaken, restore_tiles
 from launch.bench.race import Lap, Outcome, Work, preload, race
+from tests.helpers.nets import TINY_NETS
 from tests.helpers.shared import parity
 
 pytestmark = pytest.mark.unit
 
-TINY: dict[str, dict[str, Any]] = {
-    "nafnet": {"name": "nafnet", "width": 4, "enc_blk_nums": [1, 1], "dec_blk_nums": [1, 1]},
-    "nafnet_tlc": {"name": "nafnet", "width": 4, "enc_blk_nums": [1, 1], "dec_blk_nums": [1, 1], "tlc_train_px": 16},
-    "rcdnet": {"name": "rcdnet", "num_stages": 3, "num_m": 4, "num_z": 3},
-    "rcdnet_simple": {
-        "name": "rcdnet", "layout": "simple", "num_stages": 3, "num_m": 4, "num_z": 3, "num_res_blocks": 1,
-    },
-    "efficientderain": {"name": "efficientderain", "base_width": 4},
-    "uformer": {
-        "name": "uformer", "embed_dim": 4, "depths": [2] * 9, "num_heads": [1, 2, 2, 2, 4, 4, 2, 2, 2],
-        "win_size": 2, "img_size": 32,
-    },
-}  # fmt: skip
+TINY = TINY_NETS | {"nafnet_tlc": TINY_NETS["nafnet"] | {"tlc_train_px": 16}}
 
 
 @pytest.fixture(autouse=True, scope="module")
