@@ -14,6 +14,10 @@ class Pair(NamedTuple):
     key: str
     lq: Path | None
     gt: Path | None
+    masks: Path | None = None
+    """A grey picture, bright where something is; None: the data set has none."""
+    side_by_side: bool = False
+    """`lq` and `gt` are one file, lq its left half and gt its right."""
 
 
 def pairs(src: Path, *, lq_dir: str | None = None, gt_dir: str | None = None) -> list[Pair]:

@@ -65,7 +65,7 @@ def write_shards(
     arguments = {**arguments, "shard_mib": shard_mib}
     if (out / MANIFEST).is_file():
         return _already_there(pairs, out, layout=layout, split=split, arguments=arguments)
-    needed = sum(path.stat().st_size for pair in pairs for path in pair[1:] if path and path.is_file())
+    needed = sum(path.stat().st_size for pair in pairs for path in (pair.lq, pair.gt) if path and path.is_file())
     with staged(out, needed_bytes=needed) as staging:
         rejected: list[Rejected] = []
         samples = _good_samples(pairs, rejected, go_on=skip_bad)

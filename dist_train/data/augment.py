@@ -44,8 +44,13 @@ def apply_geometry(whole: Tensor, geometry: Sequence[int] | Tensor, crop_px: int
     Returns:
         (..., crop_px, crop_px).
     """
-    top, left, flip, turns = (int(number) for number in geometry)
-    crop = whole[..., top : top + crop_px, left : left + crop_px]
+    top, left = int(geometry[0]), int(geometry[1])
+    return turned(whole[..., top : top + crop_px, left : left + crop_px], geometry)
+
+
+def turned(crop: Tensor, geometry: Sequence[int] | Tensor) -> Tensor:
+    """Mirror and turn a crop (..., P, P) that is cut already."""
+    flip, turns = int(geometry[2]), int(geometry[3])
     return torch.rot90(crop.flip(-1) if flip else crop, turns, (-2, -1))
 
 

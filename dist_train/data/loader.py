@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dist_train.config import BatchPlan, DataConfig
-from dist_train.data.augment import apply_geometry, geometry_at
+from dist_train.data.augment import geometry_at, turned
 from dist_train.data.batch import Batch
 from dist_train.data.mix import mixup, mixup_weight, rainmix, streak_pictures
 from dist_train.data.order import MIXUP, RAINMIX, STAND_IN, Chance, draws, partner_at, sample_at
-from dist_train.data.reader import BadSampleError, ShardReader
+from dist_train.data.reader import BadSampleError, Box, ShardReader
 
 _READS = 3  # of a sample that fails
 _STAND_INS = 8  # tried for it
@@ -73,7 +73,8 @@ def _positions(plan: BatchPlan, *, rank: int, world: int, start_step: int) -> It
             yield range(first, first + plan.batch_per_rank)
 
 
-_Read = tuple[np.ndarray, np.ndarray, np.ndarray | None]  # lq, gt, masks of the whole picture
+Geometry = tuple[int, int, int, int]
+_Read = tuple[np.ndarray, np.ndarray, np.ndarray | None]  # lq, gt, masks of the crop, not turned yet
 
 
 class _Sample(NamedTuple):
@@ -108,41 +109,42 @@ class _Samples(Dataset):
 
     def _unmixed(self, position: int) -> _Sample:
         number = sample_at(position, seed=self.seed, num_samples=len(self.reader))
-        number, (lq_u8, gt_u8, whole), bad = self._readable(number, position)
-        size_px, crop_px = self.reader.size_px(number), self.data.crop_px_at(position // self.global_batch)
-        geometry = geometry_at(self.seed, position, size_px, crop_px=crop_px, flips=self.data.flips)
-        lq, gt = (apply_geometry(torch.from_numpy(rgb).permute(2, 0, 1), geometry, crop_px) for rgb in (lq_u8, gt_u8))
+        number, geometry, (lq_u8, gt_u8, cut), bad = self._readable(number, position)
+        lq, gt = (turned(torch.from_numpy(rgb).permute(2, 0, 1), geometry) for rgb in (lq_u8, gt_u8))
         if config := self.data.rainmix:
             chance = Chance(self.seed, position, RAINMIX)
             rainy = rainmix(lq.numpy(), gt.numpy(), chance, clean=config.clean, streaks=self.streaks)
             lq = torch.from_numpy(rainy)
-        masks = None if whole is None else apply_geometry(torch.from_numpy(whole), geometry, crop_px).contiguous()
+        masks = None if cut is None else turned(torch.from_numpy(cut), geometry).contiguous()
         return _Sample(lq, gt, self.reader.keys[number], position, geometry, (bad,) if bad else (), masks)
 
-    def _readable(self, number: int, position: int) -> tuple[int, _Read, str | None]:
+    def _readable(self, number: int, position: int) -> tuple[int, Geometry, _Read, str | None]:
         """The sample, or a stand-in that depends on the position alone, so that it too is the same for any world."""
         try:
-            return number, self._read(number), None
+            return number, *self._read(number, position), None
         except BadSampleError as error:
             for draw in draws(self.seed, position, STAND_IN, _STAND_INS):
                 stand_in = draw % len(self.reader)
                 try:
-                    read = self._read(stand_in)
+                    read = self._read(stand_in, position)
                 except BadSampleError:
                     continue
-                return stand_in, read, str(error)  # the same message each epoch: samples are counted, not visits
+                return stand_in, *read, str(error)  # the same message each epoch: samples are counted, not visits
             raise
 
-    def _read(self, number: int) -> _Read:
+    def _read(self, number: int, position: int) -> tuple[Geometry, _Read]:
+        crop_px = self.data.crop_px_at(position // self.global_batch)
+        geometry = geometry_at(self.seed, position, self.reader.size_px(number), crop_px=crop_px, flips=self.data.flips)
+        box = (geometry[0], geometry[1], crop_px, crop_px)
         for _ in range(_READS - 1):  # a network disk may fail once
             try:
-                return self._read_once(number)
+                return geometry, self._read_once(number, box)
             except BadSampleError:
                 pass
-        return self._read_once(number)
+        return geometry, self._read_once(number, box)
 
-    def _read_once(self, number: int) -> _Read:
-        return *self.reader.pair(number), self.reader.masks(number) if self.masks else None
+    def _read_once(self, number: int, box: Box) -> _Read:
+        return *self.reader.pair(number, box), self.reader.masks(number, box) if self.masks else None
 
 
 def _collate(samples: list[_Sample]) -> Batch:

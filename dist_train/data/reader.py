@@ -12,6 +12,9 @@ from shards.codec import decode_masks, decode_rgb
 from shards.index import open_index
 from shards.schema import Masks, ShardError
 
+Box = tuple[int, int, int, int]
+"""Part of a picture: top, left, height, width."""
+
 
 class BadSampleError(ShardError):
     """One sample cannot be read; the rest of its shard may be fine."""
@@ -48,30 +51,34 @@ class ShardReader:
         """Height and width of a pair, from the index."""
         return int(self._rows["h"][number]), int(self._rows["w"][number])
 
-    def pair(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+    def pair(self, number: int, box: Box | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Read and decode a pair.
 
+        Args:
+            number: of the sample.
+            box: the part that is wanted; None: all of it.
+
         Returns:
-            lq and gt, (H,W,3) uint8 RGB.
+            lq and gt, (H,W,3) uint8 RGB, of the size of the box.
 
         Raises:
             BadSampleError: its bytes are not those that were written, or cannot be read.
             ShardError: the shard is gone.
         """
-        return self.lq(number), self._decoded(number, "gt", _picture)
+        return self.lq(number, box), _cut(self._decoded(number, "gt", _picture), box)
 
-    def lq(self, number: int) -> np.ndarray:
+    def lq(self, number: int, box: Box | None = None) -> np.ndarray:
         """The degraded picture of a pair alone, (H,W,3) uint8 RGB; errors as `pair`."""
-        return self._decoded(number, "lq", _picture)
+        return _cut(self._decoded(number, "lq", _picture), box)
 
     @property
     def masks_note(self) -> Masks | None:
         """Where the masks beside the pictures come from; None: there are none."""
         return self.manifest.masks
 
-    def masks(self, number: int) -> np.ndarray:
+    def masks(self, number: int, box: Box | None = None) -> np.ndarray:
         """The masks of a pair, (K,H,W) bool, K its own; only where there are any. Errors as `pair`."""
-        return self._decoded(number, "masks", decode_masks)
+        return _cut(self._decoded(number, "masks", decode_masks).transpose(1, 2, 0), box).transpose(2, 0, 1)
 
     def close(self) -> None:
         """Close the shards; they open again when read."""
@@ -102,6 +109,13 @@ class ShardReader:
                 what = f"{error.strerror}: bring it back, then run `python -m shards check {self.folder}`"
                 raise ShardError(what, url=url) from error
         return self._files[shard]
+
+
+def _cut(whole: np.ndarray, box: Box | None) -> np.ndarray:
+    if box is None:
+        return whole
+    top, left, h, w = box
+    return whole[top : top + h, left : left + w]
 
 
 def _picture(data: bytes, size_px: tuple[int, int]) -> np.ndarray:
