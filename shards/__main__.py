@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import NoReturn
 
 from shards.check import check
-from shards.degrade import DEGRADATIONS
 from shards.index import load_index
 from shards.layouts import LAYOUTS, select
+from shards.leaks import find_leaks
+from shards.options import LAYOUT_OPTIONS, flag, make_parser
+from shards.reshard import adopt, reshard, tars_of
 from shards.schema import MANIFEST, ShardError, load_manifest
+from shards.sources import Recipe
+from shards.storage import parse
 from shards.synth import synthesise
 from shards.write import write_shards
 
@@ -20,12 +24,12 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0: done; 1: `check` found problems; 2: an error, told in one message; 130: interrupted.
+        0: done; 1: `check` found problems, or `leaks` leaks; 2: an error, told in one message; 130: interrupted.
     """
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["masks"]:
         _masks(argv[1:])
-    args = _parser().parse_args(argv)
+    args = make_parser(_RUNS).parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         return args.run(args)
@@ -33,28 +37,91 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; nothing half-written was left", file=sys.stderr)
+        print("interrupted; nothing half-written was left, and the same command goes on", file=sys.stderr)
         return 130
 
 
 def _write(args: argparse.Namespace) -> int:
-    src = Path(args.src)
-    found = LAYOUTS[args.layout](src, lq_dir=args.lq_dir, gt_dir=args.gt_dir)
+    src, layout = Path(args.src), LAYOUTS[args.layout]
+    given = {name: value for name in LAYOUT_OPTIONS if (value := getattr(args, name)) is not None}
+    taken = ", ".join(map(flag, layout.options))
+    if refused := given.keys() - set(layout.options):
+        raise ValueError(f"{args.layout} takes no {flag(min(refused))}; it takes {taken or 'no such option'}")
+    split = args.split or Path(args.out).name
+    # A name that was not given says where to look only if the layout knows it.
+    look = split if args.split or split in layout.counts else None
+    options = layout.settle(src, split=look, **given)
+    found = layout.find(src, split=look, **options)
+    expected = layout.expected(split, options)
+    if args.select:
+        found = select(found, args.select)
+    elif expected not in (None, len(found)) and not args.allow_count:
+        raise ValueError(
+            f"{src}: {len(found)} pairs found, {args.layout} has {expected} in {split}; if it is meant to be so, add "
+            "--allow-count, or --select some by number"
+        )
     write_shards(
-        select(found, args.select) if args.select else found,
+        found,
         args.out,
         src=str(src.resolve()),
         layout=args.layout,
-        split=args.split or Path(args.out).name,
-        arguments={"lq_dir": args.lq_dir, "gt_dir": args.gt_dir, "select": args.select},
+        split=split,
+        arguments={**options, "select": args.select},
+        kind=args.kind or layout.kind,
+        recipe=_recipe(args),
         skip_bad=args.skip_bad,
+        allow_suspicious=args.allow_suspicious,
         shard_mib=args.shard_mib,
+        jobs=args.jobs,
+        verify=args.verify,
+    )
+    return 0
+
+
+def _recipe(args: argparse.Namespace) -> Recipe:
+    return Recipe(parse(args.storage or "keep"), args.to8, args.gray, args.max_mpix)
+
+
+def _reshard(args: argparse.Namespace) -> int:
+    src = [Path(path) for path in args.src]
+    sizes = {"shard_mib": args.shard_mib, "jobs": args.jobs}
+    if len(src) == 1 and (src[0] / MANIFEST).is_file():
+        others = ("lq_ext", "gt_ext", "split", "kind", "to8", "gray", "skip_bad", "allow_suspicious")
+        if vain := [flag(name) for name in others if getattr(args, name)]:
+            raise ValueError(f"{src[0]} is a data set of ours, of which {vain[0]} changes nothing: leave it out")
+        reshard(src[0], args.out, storage=parse(args.storage) if args.storage else None, **sizes)
+        return 0
+    adopt(
+        tars_of(src),
+        args.out,
+        lq_ext=args.lq_ext or "lq",
+        gt_ext=args.gt_ext or "gt",
+        split=args.split,
+        kind=args.kind or "any",
+        recipe=_recipe(args),
+        skip_bad=args.skip_bad,
+        allow_suspicious=args.allow_suspicious,
+        **sizes,
     )
     return 0
 
 
 def _synth(args: argparse.Namespace) -> int:
-    synthesise(args.degradation, args.out, src=args.src, seed=args.seed, variants=args.variants)
+    settings = {}
+    for text in args.set:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"--set {text}: write it like --set sigma=15,50")
+        settings[name] = value
+    synthesise(
+        args.degradation,
+        args.out,
+        src=args.src,
+        seed=args.seed,
+        variants=args.variants,
+        settings=settings,
+        jobs=args.jobs,
+    )
     return 0
 
 
@@ -65,12 +132,21 @@ def _masks(arguments: list[str]) -> NoReturn:
 
 
 def _check(args: argparse.Namespace) -> int:
-    report = check(args.dir, deep=not args.quick)
+    report = check(args.dir, deep=not args.quick, jobs=args.jobs)
+    print(*report.statistics, sep="\n", end="\n" * bool(report.statistics))
     for problem in report.problems:
         print(f"problem: {problem}")
     verdict = f"{len(report.problems)} problems" if report.problems else "all good"
     print(f"{report.folder}: {report.num_samples} pairs in {report.num_shards} shards: {verdict}")
     return 1 if report.problems else 0
+
+
+def _leaks(args: argparse.Namespace) -> int:
+    leaks = find_leaks(args.dir, args.other)
+    for leak in leaks:
+        print(f"{leak.one}  {leak.other}  {'the same pixels' if leak.same else 'a copy'}")
+    print(f"{len(leaks)} clean pictures of {args.dir} are in {args.other or 'it once more'}")
+    return 1 if leaks else 0
 
 
 def _ls(args: argparse.Namespace) -> int:
@@ -83,6 +159,8 @@ def _ls(args: argparse.Namespace) -> int:
         return 0
     manifest, rows = load_index(folder)
     print(f"{folder}  {manifest.layout}, {manifest.split}: {manifest.num_samples} pairs from {manifest.src}")
+    if manifest.storage != "keep":
+        print(f"stored as {manifest.storage}")
     if manifest.masks:
         print(f"masks of {manifest.masks.of}, by {manifest.masks.prior}")
     print(f"fingerprint {manifest.fingerprint}, {len(manifest.rejected)} rejected, arguments {manifest.arguments}")
@@ -93,57 +171,7 @@ def _ls(args: argparse.Namespace) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m shards", description="Pairs of pictures -> WebDataset shards.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    write = commands.add_parser("write", help="write the pairs of a data set on disk", description=_write_help())
-    write.add_argument("layout", choices=LAYOUTS, help="how the data set lies on disk")
-    write.add_argument("--src", default=".", help="folder of the data set")
-    write.add_argument("--lq-dir", help="folder of the degraded pictures, below --src or absolute")
-    write.add_argument("--gt-dir", help="folder of the clean pictures, likewise")
-    write.add_argument("--out", required=True, help="folder to make")
-    write.add_argument("--split", help="name of the part, for the manifest; default: the last part of --out")
-    write.add_argument("--select", metavar="NUMBERS", help="only pairs with these numbers, such as 1-120 or 1-10,15")
-    write.add_argument(
-        "--skip-bad", action="store_true", help="leave bad pairs out, and record them, instead of refusing"
-    )
-    write.add_argument("--shard-mib", type=_at_least_one, default=256, help="size of a shard (default: 256)")
-    write.set_defaults(run=_write)
-
-    synth = commands.add_parser("synth", help="degrade clean photographs; writes OUT/train and OUT/val")
-    synth.add_argument("degradation", choices=DEGRADATIONS)
-    synth.add_argument("--src", help="folder of clean photographs; default: those that come inside scikit-image")
-    synth.add_argument("--out", required=True, help="folder to make train and val in")
-    synth.add_argument("--seed", type=int, default=0)
-    synth.add_argument("--variants", type=_at_least_one, default=2, help="degradations of each picture (default: 2)")
-    synth.set_defaults(run=_synth)
-
-    commands.add_parser("masks", help="write a data set again, with masks; see `python -m shards masks --help`")
-
-    checker = commands.add_parser("check", help="read everything, and compare with manifest, index and webdataset")
-    checker.add_argument("dir")
-    checker.add_argument("--quick", action="store_true", help="only manifest, index and the shards' sizes")
-    checker.set_defaults(run=_check)
-
-    ls = commands.add_parser("ls", help="list data sets, shards and samples")
-    ls.add_argument("dir")
-    ls.set_defaults(run=_ls)
-    return parser
-
-
-def _write_help() -> str:
-    layouts = " ".join(
-        f"{name}: {function.__doc__.splitlines()[0]}" for name, function in LAYOUTS.items() if function.__doc__
-    )
-    return f"Layouts. {layouts}"
-
-
-def _at_least_one(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("at least 1")
-    return value
+_RUNS = {"write": _write, "synth": _synth, "check": _check, "leaks": _leaks, "reshard": _reshard, "ls": _ls}
 
 
 if __name__ == "__main__":

@@ -11,9 +11,10 @@ import numpy as np
 from tqdm import tqdm
 
 from shards.codec import decode_rgb, encode_masks
-from shards.index import Entry, masks_line, open_index, read_tar
-from shards.schema import MANIFEST, MASKS, Manifest, Masks, ShardError, sha256_of
-from shards.write import finish, staged, write_tars
+from shards.finish import finish, look_over
+from shards.folder import being_written, draft, finished, keep, need_space
+from shards.index import Entry, open_index, read_tar
+from shards.schema import MANIFEST, MASKS, Manifest, Shard, ShardError, sha256_of
 
 logger = logging.getLogger(__name__)
 
@@ -22,10 +23,11 @@ MaskMaker = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def add_masks(shards: str | Path, out: str | Path, make: MaskMaker, *, of: str, prior: dict[str, Any]) -> Manifest:
-    """Write a data set again with masks, all or nothing; the old one stays as it is.
+    """Write a data set again with masks, shard for shard; the old one stays as it is.
 
     The pictures' bytes are the same, and so is the fingerprint: a run may change from one to the other. If `out` is
-    what this call would write, wherever the prior's weights lie now, nothing is done.
+    what this call would write, wherever the prior's weights lie now, nothing is done; finished shards of an interrupted
+    call are kept.
 
     Args:
         shards: the folder of the data set; masks it may have are left behind.
@@ -47,41 +49,40 @@ def add_masks(shards: str | Path, out: str | Path, make: MaskMaker, *, of: str, 
             raise ValueError(f"{out} holds another data set, or other masks; choose another --out, or delete it")
         logger.info("%s: already there, %d samples with masks, nothing to do", out, there.num_samples)
         return there
-    content, total = hashlib.sha256(), 0
-
-    def samples() -> Iterator[dict[str, Any]]:
-        nonlocal total
-        with tqdm(total=source.num_samples, desc="masks", unit="picture", disable=None) as bar:
-            for entry in (entry for shard in source.shardlist for entry in read_tar(shards / shard.url)):
-                png, num = _masks_of(entry, make)
-                content.update(masks_line(entry.key, png))
-                total += num
-                pictures = {member.ending: member.data for member in (entry.lq, entry.gt)}
-                yield {
-                    "__key__": entry.key,
-                    **pictures,
-                    "json": json.dumps(entry.note | {"masks": num}, sort_keys=True).encode(),
-                    MASKS: png,
-                }
-                bar.update()
-
-    needed = sum(shard.filesize for shard in source.shardlist)
-    with staged(out, needed_bytes=needed) as staging:
-        tars = write_tars(samples(), staging, max_bytes=source.arguments.get("shard_mib", 256) * 2**20)
-        manifest = finish(
-            tars,
-            src=source.src,
-            layout=source.layout,
-            split=source.split,
-            arguments=source.arguments,
-            rejected=source.rejected,
-            masks=Masks(**note, sha256=content.hexdigest()),
-        )
-        if manifest.content_sha256 != source.content_sha256:
+    with being_written(out, what=f"masks for {source.layout}, {source.split}"):
+        inputs = {shard: _inputs(shard, note) for shard in source.shardlist}
+        done = {shard: finished(out / shard.url, inputs=inputs[shard]) for shard in source.shardlist}
+        rest = [shard for shard in source.shardlist if not done[shard]]
+        need_space(out, sum(shard.filesize for shard in rest))
+        with tqdm(total=sum(shard.nsamples for shard in rest), desc="masks", unit="picture", disable=None) as bar:
+            for shard in rest:
+                tar = out / shard.url
+                num = draft(tar, _with_masks(shards / shard.url, make, bar))
+                done[shard] = keep(tar, inputs=inputs[shard], nsamples=num)
+        contents = look_over({out / shard.url: told for shard, told in done.items() if told})
+        if contents.content_sha256 != source.content_sha256:
             raise ShardError(f"its manifest is of other contents; run `python -m shards check {shards}`", url=shards)
-    num_samples = manifest.num_samples
-    logger.info("%s: %d samples, %.1f masks each, of %s", out, num_samples, total / num_samples, of)
+        about = source.model_dump(include={"layout", "split", "src", "arguments", "storage", "rejected", "suspicious"})
+        manifest = finish(out, contents, masks=note, **about)
+    num_masks = sum(sample["masks"] for sample in contents.notes.values()) / manifest.num_samples
+    logger.info("%s: %d samples, %.1f masks each, of %s", out, manifest.num_samples, num_masks, of)
     return manifest
+
+
+def _inputs(shard: Shard, note: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps([shard.sha256, _essence(note)], sort_keys=True).encode()).hexdigest()
+
+
+def _with_masks(tar: Path, make: MaskMaker, bar: tqdm) -> Iterator[dict[str, Any]]:
+    for entry in read_tar(tar):
+        png, num = _masks_of(entry, make)
+        yield {
+            "__key__": entry.key,
+            **{member.ending: member.data for member in (entry.lq, entry.gt)},
+            "json": json.dumps(entry.note | {"masks": num}, sort_keys=True).encode(),
+            MASKS: png,
+        }
+        bar.update()
 
 
 def _essence(note: dict[str, Any]) -> dict[str, Any]:

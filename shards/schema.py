@@ -82,7 +82,7 @@ class Masks(_Record):
     prior: dict[str, Any]
     """What made them, in its own words."""
     source: Sha256
-    """Of the manifest of the data set they were made for."""
+    """Of the manifest of the data set they were made for; of its source files if they came with it."""
     sha256: Sha256
     """Of the masks: see `shards.index.masks_line`."""
 
@@ -98,12 +98,18 @@ class Manifest(_Record):
     shardlist: tuple[Shard, ...]
     index_sha256: Sha256
     content_sha256: Sha256
-    """Of the source files: see `shards.index.content_line`. Independent of where shards begin and end."""
+    """Of the stored pictures: see `shards.index.content_line`. Independent of where shards begin and end."""
+    source_sha256: Sha256 | None = None
+    """Of the source files, see `shards.sources.source_line`; None: written when only they were stored."""
     src: str
     """Where the pairs came from, for people to read."""
     arguments: dict[str, Any]
     """What the layout and the writer were called with."""
+    storage: str = "keep"
+    """Form of the pictures, as `shards.storage` names it; only in `keep` do members hold the source files' bytes."""
     rejected: tuple[Rejected, ...] = ()
+    suspicious: tuple[str, ...] = ()
+    """What `shards.pairing` found odd."""
     masks: Masks | None = None
     """None: the set has none."""
     tool_version: str
@@ -128,13 +134,18 @@ def load_manifest(folder: str | Path) -> Manifest:
         inside = sorted(p.parent.name for p in folder.glob(f"*/{MANIFEST}"))
         hint = f"; did you mean {folder / inside[0]}? (here: {', '.join(inside)})" if inside else ""
         raise ShardError(f"not usable: it holds no {MANIFEST}, so it is no finished data set{hint}", url=folder)
+    return parse_manifest(path.read_bytes(), url=path)
+
+
+def parse_manifest(data: bytes, *, url: str | Path) -> Manifest:
+    """What stands in a manifest.json; `url` names it in errors."""
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        return Manifest.model_validate_json(data)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "JSON"
         raise ShardError(
-            f"is no manifest of version 1 ({field}: {first['msg']}); write the set again", url=path
+            f"is no manifest of version 1 ({field}: {first['msg']}); write the set again", url=url
         ) from None
 
 

@@ -1,272 +1,246 @@
-"""Pairs -> shards, all or nothing: the folder appears under its name only when it is complete and on the disk."""
+"""Pairs -> shards, by several processes, resumable by shard; the manifest comes last, and without it nothing counts."""
 
-import errno
 import hashlib
-import importlib.metadata
 import json
 import logging
-import os
-import shutil
-import socket
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import math
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 from tqdm import tqdm
 
-from shards.codec import inspect_colour
-from shards.index import build_index, content_line, open_index
+from shards.finish import finish, look_over, tool_version
+from shards.folder import Finished, being_written, draft, finished, keep, need_space
+from shards.index import open_index
 from shards.layouts import Pair
-from shards.schema import INDEX, MANIFEST, Manifest, Masks, Rejected, Shard, ShardError, key_problem, sha256_of
+from shards.pairing import Kind, Measures, Problem, problems, shifts
+from shards.parallel import in_order
+from shards.schema import MANIFEST, Manifest, Rejected
+from shards.sources import Recipe, load_pair, read_pair, source_line, source_note
 
 logger = logging.getLogger(__name__)
 
 _MIB = 2**20
-_HINTS = {
-    errno.ENOSPC: "the disk is full: free some space, or choose another --out",
-    errno.EDQUOT: "your disk quota is used up: free some space, or choose another --out",
-    errno.EACCES: "no permission to write here: choose another --out, or ask for the right to",
-    errno.EPERM: "no permission to write here: choose another --out, or ask for the right to",
-    errno.EROFS: "this disk is read-only: choose another --out",
-}
+_NAMED = 10  # bad pairs that a message lists; it counts them all
+# Bytes that a picture takes in each form, as parts of a PNG's; and of a JPEG's, once it is stored without loss.
+_GROWTH = {"keep": 1.0, "webp": 0.75, "tiles": 0.75, "raw": 2.3}
+_JPEG_GROWTH = 5.0
+_GIVEN_MASKS = {"name": "given", "what": "whoever made the data set", "weights": None}
+
+
+class _Planned(NamedTuple):
+    """A shard to be."""
+
+    tar: Path
+    pairs: Sequence[Pair]
+    inputs: str
+    """Hash of all that it is a function of."""
+    num_bytes: float
+    """About."""
 
 
 def write_shards(
-    pairs: list[Pair],
+    pairs: Sequence[Pair],
     out: str | Path,
     *,
     src: str,
     layout: str,
     split: str,
     arguments: dict[str, Any],
+    kind: Kind = "any",
+    recipe: Recipe | None = None,
     skip_bad: bool = False,
+    allow_suspicious: bool = False,
     shard_mib: float = 256,
+    jobs: int = 1,
+    verify: bool = False,
 ) -> Manifest:
-    """Write pairs, checked and in the given order, as shards of the files' own bytes.
+    """Write pairs, checked and in the given order, as shards.
 
-    The same pairs give the same bytes on every call. A folder that holds just these pairs already is left as it is.
+    The same pairs give the same bytes on every call, whatever `jobs` is, and however often it was interrupted: a shard
+    is a function of its pairs' files and of `recipe`. Finished shards of an interrupted call are kept. A folder that
+    holds just these pairs already is left as it is.
 
     Args:
         pairs: from a layout.
-        out: folder to make; it may exist if it is empty.
+        out: folder to make: new, empty, or left by an interrupted call.
         src, layout, split, arguments: for the manifest.
+        kind: what is wrong with lq, for the checks of how pairs of pictures look.
+        recipe: how pictures are stored, and what is converted instead of refused; None: see its defaults.
         skip_bad: leave bad pairs out, and record them, instead of refusing.
-        shard_mib: a shard is closed before it grows beyond this.
+        allow_suspicious: record, instead of refusing, what says that the pairs surely are none.
+        shard_mib: about how much a shard holds; all hold equally many pairs.
+        jobs: processes.
+        verify: read again the shards that an interrupted call finished.
 
     Raises:
-        ValueError: no pairs, bad pairs (listed), or another data set in the way.
-        ShardError: the disk is full or may not be written.
+        ValueError: no pairs, bad pairs (listed), another data set in the way, or somebody else writing it.
+        ShardError: the disk is full or may not be written, or a process died.
     """
     if not pairs:
         raise ValueError(f"no pictures found below {src}; is --src the right folder?")
-    out = Path(out)
-    arguments = {**arguments, "shard_mib": shard_mib}
+    twice = [key for key, count in Counter(pair.key for pair in pairs).items() if count > 1]
+    if twice:
+        raise ValueError(f"{len(twice)} keys come twice: {', '.join(twice[:_NAMED])}; rename the files")
+    out, recipe = Path(out), recipe or Recipe()
+    about = {
+        "layout": layout,
+        "split": split,
+        "arguments": _given({**arguments, "shard_mib": shard_mib, "to8": recipe.to8, "gray": recipe.gray}),
+        "storage": str(recipe.storage),
+    }
     if (out / MANIFEST).is_file():
-        return _already_there(pairs, out, layout=layout, split=split, arguments=arguments)
-    needed = sum(path.stat().st_size for pair in pairs for path in (pair.lq, pair.gt) if path and path.is_file())
-    with staged(out, needed_bytes=needed) as staging:
-        rejected: list[Rejected] = []
-        samples = _good_samples(pairs, rejected, go_on=skip_bad)
-        tars = write_tars(samples, staging, max_bytes=shard_mib * _MIB)
-        if rejected and not skip_bad:
-            raise ValueError(_refusal(rejected, len(pairs)))
-        if not tars:
+        return _already_there(pairs, out, about, jobs=jobs)
+    masked = any(pair.masks for pair in pairs)
+    load = partial(load_pair, recipe=recipe, masked=masked)
+    with being_written(out, what=f"{layout}, {split}"):
+        plan = _plan(pairs, out, load, max_bytes=shard_mib * _MIB)
+        there = {one.tar: note for one in plan if (note := finished(one.tar, inputs=one.inputs, verify=verify))}
+        there = {tar: note for tar, note in there.items() if skip_bad or not note.rejected}
+        rest = [one for one in plan if one.tar not in there]
+        if there:
+            logger.info("%s: %d of %d shards are there already, going on", out, len(there), len(plan))
+        need_space(out, sum(one.num_bytes for one in rest))
+        there |= _write_rest(rest, load, jobs=jobs, skip_bad=skip_bad)
+        written = {one.tar: there[one.tar] for one in plan}
+        rejected = tuple(reject for note in written.values() for reject in note.rejected)
+        if len(rejected) == len(pairs):
             raise ValueError(f"none of the {len(pairs)} pairs is good; the first: {rejected[0].reason}")
-        manifest = finish(tars, src=src, layout=layout, split=split, arguments=arguments, rejected=tuple(rejected))
-    logger.info("%s: %d pairs in %d shards, %d rejected", out, manifest.num_samples, len(tars), len(rejected))
+        contents = look_over({tar: note for tar, note in written.items() if note.nsamples}, jobs=jobs)
+        suspicious = _suspicious(pairs, contents.notes, kind, recipe)
+        if any(problem.certain for problem in suspicious) and not allow_suspicious:
+            told = "\n".join(f"  {problem}" for problem in suspicious)
+            raise ValueError(f"these pairs are not what they should be:\n{told}\nif they are, add --allow-suspicious")
+        for problem in suspicious:
+            logger.warning("%s: look at this: %s", out, problem)
+        manifest = finish(
+            out,
+            contents,
+            src=src,
+            rejected=rejected,
+            suspicious=tuple(map(str, suspicious)),
+            masks={"of": "lq", "prior": _GIVEN_MASKS, "source": contents.source_sha256} if masked else None,
+            **about,
+        )
+    num_shards = len(manifest.shardlist)
+    logger.info("%s: %d pairs in %d shards, %d rejected", out, manifest.num_samples, num_shards, len(rejected))
     return manifest
 
 
-@contextmanager
-def staged(out: Path, *, needed_bytes: int) -> Iterator[Path]:
-    """A folder to write in, which becomes `out` when all went well and vanishes when not.
+def _plan(pairs: Sequence[Pair], out: Path, load: partial, *, max_bytes: float) -> list[_Planned]:
+    """Equally many pairs in each, so that a file that is mended, and changes its size, does not shift those behind."""
+    num_bytes = [_stored_bytes(pair, load.keywords["recipe"]) for pair in pairs]
+    per_shard = math.ceil(len(pairs) / max(1, math.ceil(sum(num_bytes) / max_bytes)))
+    plan = []
+    for number, start in enumerate(range(0, len(pairs), per_shard)):
+        part = slice(start, start + per_shard)
+        inputs = _inputs(pairs[part], load)
+        plan.append(_Planned(out / f"{number:06d}.tar", pairs[part], inputs, sum(num_bytes[part])))
+    return plan
+
+
+def _stored_bytes(pair: Pair, recipe: Recipe) -> float:
+    encoded = recipe.storage.form != "keep" or pair.side_by_side
+    total = 0.0
+    for path in {pair.lq, pair.gt}:
+        if path and path.is_file():
+            jpeg = path.suffix.lower() in (".jpg", ".jpeg")
+            total += path.stat().st_size * _GROWTH[recipe.storage.form] * (_JPEG_GROWTH if encoded and jpeg else 1)
+    return total
+
+
+def _inputs(pairs: Sequence[Pair], load: partial) -> str:
+    """Files are known by name, size and time, as `make` does."""
+    seen = [(pair.key, pair.side_by_side, *map(_seen, (pair.lq, pair.gt, pair.masks))) for pair in pairs]
+    return hashlib.sha256(json.dumps([tool_version(), repr(load.keywords), seen]).encode()).hexdigest()
+
+
+def _seen(path: Path | None) -> tuple[str, int, int] | None:
+    if path is None or not path.is_file():
+        return None
+    stat = path.stat()
+    return f"{path.parent.name}/{path.name}", stat.st_size, stat.st_mtime_ns
+
+
+def _write_rest(
+    plan: Sequence[_Planned], load: Callable[[Pair], dict[str, Any] | Rejected], *, jobs: int, skip_bad: bool
+) -> dict[Path, Finished]:
+    """Write these shards.
 
     Raises:
-        ValueError: something is in the way.
-        ShardError: the disk is full or may not be written.
+        ValueError: there are bad pairs, which are listed; shards without any are written all the same.
     """
-    staging = out.with_name(f"{out.name}.tmp.{socket.gethostname()}.{os.getpid()}")
-    try:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise ValueError(f"{out} is in the way: it is no data set of ours and not empty; choose another --out")
-        if out.is_mount():
-            raise ValueError(f"{out} is a mount point, which cannot appear at once; choose a folder in it")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(out)
-        free = shutil.disk_usage(out.parent).free
-        if needed_bytes > free:
-            raise ShardError(
-                f"needs {needed_bytes / _MIB:.0f} MiB, free are {free / _MIB:.0f}: choose another --out", url=out
-            )
-        staging.mkdir()
-        yield staging
-        os.rename(staging, out)
-        _sync(out.parent)
-    except OSError as error:
-        hint = _HINTS.get(error.errno or 0, error.strerror or str(error))
-        raise ShardError(f"nothing was written ({hint})", url=out) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    there: dict[Path, Finished] = {}
+    bad: list[Rejected] = []
+    pairs = [pair for one in plan for pair in one.pairs]
+    with closing(in_order(load, pairs, jobs=min(jobs, len(pairs)))) as loaded, _bar(len(pairs)) as bar:
+        for one in plan:
+            rejected: list[Rejected] = []
+            num = draft(one.tar, _good(islice(loaded, len(one.pairs)), rejected, bar))
+            if rejected and not skip_bad:
+                bad += rejected
+            else:
+                there[one.tar] = keep(one.tar, inputs=one.inputs, nsamples=num, rejected=rejected)
+    if bad:
+        lines = [f"{len(bad)} of {len(pairs)} pairs cannot be used:"]
+        lines += [f"  {reject.key}: {reject.reason}" for reject in bad[:_NAMED]]
+        lines += [f"  and {len(bad) - _NAMED} more"] * (len(bad) > _NAMED)
+        kept = f"{len(there)} of {len(plan)} shards are finished and kept" if there else "nothing was written"
+        raise ValueError("\n".join([*lines, f"{kept}; mend these pairs, or leave them out with --skip-bad"]))
+    return there
 
 
-def _good_samples(pairs: list[Pair], rejected: list[Rejected], *, go_on: bool) -> Iterator[dict[str, Any]]:
-    """WebDataset samples of the good pairs; bad ones go to `rejected`, and none follow the first unless `go_on`."""
-    for pair in tqdm(pairs, desc="pairs", unit="pair", disable=None):
-        try:
-            sample = _load(pair)
-        except ValueError as error:
-            rejected.append(Rejected(key=pair.key, reason=str(error)))
-            continue
-        if go_on or not rejected:
+def _good(loaded: Iterable[dict[str, Any] | Rejected], rejected: list[Rejected], bar: tqdm) -> Iterator[dict[str, Any]]:
+    for sample in loaded:
+        if isinstance(sample, Rejected):
+            rejected.append(sample)
+        else:
             yield sample
+        bar.update()
 
 
-def _load(pair: Pair) -> dict[str, Any]:
-    problem = key_problem(pair.key)
-    if problem:
-        raise ValueError(problem)
-    if pair.lq is None or pair.gt is None:
-        raise ValueError(f"no {'lq' if pair.lq is None else 'gt'} partner for {pair.lq or pair.gt}")
-    sample: dict[str, Any] = {"__key__": pair.key}
-    note: dict[str, Any] = {}
-    sizes = []
-    for role, path in (("lq", pair.lq), ("gt", pair.gt)):
-        try:
-            data = path.read_bytes()
-            sizes.append(inspect_colour(data))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{path}: {error}") from None
-        sample[role + path.suffix.lower()] = data
-        note[role] = f"{path.parent.name}/{path.name}"
-    if sizes[0] != sizes[1]:
-        (lq_h, lq_w), (gt_h, gt_w) = sizes
-        raise ValueError(f"sizes differ: {pair.lq} is {lq_w}x{lq_h}, {pair.gt} is {gt_w}x{gt_h}")
-    note["h"], note["w"] = sizes[0]
-    sample["json"] = json.dumps(note, sort_keys=True).encode()
-    return sample
+def _bar(total: int) -> tqdm:
+    # On a terminal as ever; a log gets a line in a minute.
+    return tqdm(total=total, desc="pairs", unit="pair", mininterval=0.1 if sys.stderr.isatty() else 60)
 
 
-def write_tars(samples: Iterable[dict[str, Any]], folder: Path, *, max_bytes: float) -> list[Path]:
-    """Write WebDataset samples; a tar is closed before it grows beyond `max_bytes`."""
-    import webdataset  # pulls in torch, which takes seconds
+def _suspicious(pairs: Sequence[Pair], notes: dict[str, dict[str, Any]], kind: Kind, recipe: Recipe) -> list[Problem]:
+    by_key = {pair.key: pair for pair in pairs}
 
-    tars: list[Path] = []
-    stream = iter(samples)
-    sample = next(stream, None)
-    while sample is not None:
-        path = folder / f"{len(tars):06d}.tar"
-        with open(path, "xb") as file:
-            with webdataset.TarWriter(file, encoder=False, mtime=0) as tar:
-                size = 0
-                while sample is not None and (not size or size + sum(map(len, sample.values())) <= max_bytes):
-                    size += tar.write(sample)
-                    sample = next(stream, None)
-            file.flush()
-            os.fsync(file.fileno())
-        tars.append(path)
-    return tars
+    def read(key: str) -> tuple[Any, Any]:
+        lq, gt = read_pair(by_key[key], recipe=recipe)
+        return lq.rgb, gt.rgb
+
+    measured = {key: Measures(**note["measures"]) for key, note in notes.items()}
+    return [*problems(measured, kind), *shifts(list(notes), read)]
 
 
-def finish(
-    tars: list[Path],
-    *,
-    src: str,
-    layout: str,
-    split: str,
-    arguments: dict[str, Any],
-    rejected: tuple[Rejected, ...],
-    masks: Masks | None = None,
-) -> Manifest:
-    """Index what lies on the disk, and write the manifest last."""
-    folder = tars[0].parent
-    rows, content_sha256 = build_index(tars)
-    counts = np.bincount(rows["shard"], minlength=len(tars))
-    with open(folder / INDEX, "xb") as file:
-        np.save(file, rows, allow_pickle=False)
-        file.flush()
-        os.fsync(file.fileno())
-    manifest = Manifest(
-        layout=layout,
-        split=split,
-        num_samples=len(rows),
-        shardlist=tuple(
-            Shard(url=tar.name, nsamples=int(count), filesize=tar.stat().st_size, sha256=sha256_of(tar))
-            for tar, count in zip(tars, counts, strict=True)
-        ),
-        index_sha256=sha256_of(folder / INDEX),
-        content_sha256=content_sha256,
-        src=src,
-        arguments=arguments,
-        rejected=rejected,
-        masks=masks,
-        tool_version=_tool_version(),
-    )
-    with open(folder / MANIFEST, "x") as file:
-        file.write(manifest.model_dump_json(indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    _sync(folder)
-    return manifest
-
-
-def _already_there(pairs: list[Pair], out: Path, *, layout: str, split: str, arguments: dict[str, Any]) -> Manifest:
+def _already_there(pairs: Sequence[Pair], out: Path, about: dict[str, Any], *, jobs: int) -> Manifest:
     manifest, _ = open_index(out)
+    there = {name: getattr(manifest, name) for name in about} | {"arguments": _given(manifest.arguments)}
     # The source folder may have moved since; that the pairs are the same is seen in their bytes.
-    if (layout, split, arguments) == (manifest.layout, manifest.split, manifest.arguments):
+    if there == about:
         rejected = {reject.key for reject in manifest.rejected}
-        content = hashlib.sha256()
-        for pair in tqdm(pairs, desc=f"comparing with {out}", unit="pair", disable=None):
-            if pair.key not in rejected:
-                lq, gt = (path.read_bytes() if path else b"" for path in (pair.lq, pair.gt))
-                content.update(content_line(pair.key, lq, gt))
-        if content.hexdigest() == manifest.content_sha256:
+        wanted = [pair for pair in pairs if pair.key not in rejected]
+        source = hashlib.sha256()
+        with closing(in_order(source_note, wanted, jobs=jobs)) as notes:
+            for pair, note in zip(tqdm(wanted, f"comparing with {out}", unit="pair", disable=None), notes, strict=True):
+                source.update(source_line(pair.key, note) or b"")
+        # Sets made before there was a source_sha256 hold the files' own bytes.
+        if source.hexdigest() == (manifest.source_sha256 or manifest.content_sha256):
             logger.info("%s: already there, %d pairs, nothing to do", out, manifest.num_samples)
             return manifest
     raise ValueError(
         f"{out} holds another data set ({manifest.layout}, {manifest.split}, {manifest.num_samples} pairs, from "
-        f"{manifest.src}, {manifest.arguments}); choose another --out, or delete it"
+        f"{manifest.src}, {manifest.arguments}, {manifest.storage}); choose another --out, or delete it"
     )
 
 
-def _refusal(rejected: list[Rejected], num_pairs: int) -> str:
-    lines = [f"{len(rejected)} of {num_pairs} pairs cannot be used:"]
-    lines += [f"  {reject.key}: {reject.reason}" for reject in rejected[:10]]
-    if len(rejected) > 10:
-        lines.append(f"  and {len(rejected) - 10} more")
-    return "\n".join([*lines, "nothing was written; mend these pairs, or leave them out with --skip-bad"])
-
-
-def _remove_leftovers(out: Path) -> None:
-    """Remove what killed writers of this machine left behind; a living one keeps its folder."""
-    prefix = f"{out.name}.tmp.{socket.gethostname()}."
-    for folder in out.parent.iterdir():
-        pid = folder.name.removeprefix(prefix)
-        if folder.name.startswith(prefix) and pid.isdigit() and not _alive(int(pid)):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # alive, and somebody else's
-        return True
-    return True
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _tool_version() -> str:
-    try:
-        return importlib.metadata.version("restill")
-    except importlib.metadata.PackageNotFoundError:
-        return "uninstalled"
+def _given(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in arguments.items() if value is not None}

@@ -23,6 +23,6 @@ def make_pairs(root: Path, num: int, *, h: int = 24, w: int = 32) -> Path:
 
 
 def write_pairs(src: Path, out: Path, /, **options: object) -> Manifest:
-    """Write a folder made by `make_pairs` as shards."""
-    defaults = {"src": str(src), "layout": "pairs", "split": "train", "arguments": {}}
+    """Write a folder made by `make_pairs` as shards, though its pictures look like no pairs."""
+    defaults = {"src": str(src), "layout": "pairs", "split": "train", "arguments": {}, "allow_suspicious": True}
     return write_shards(pairs(src), out, **{**defaults, **options})  # type: ignore[arg-type]

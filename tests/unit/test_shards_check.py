@@ -98,8 +98,8 @@ def _tar(path, names, *, link=False):
     ("names", "message"),
     [
         (["a.lq.png", "a.json"], "a: has no gt"),
-        (["a.lq.png", "a.gt.png", "a.json", "a.gt.jpg"], "a: comes twice"),
-        (["a.lq.png", "a.gt.png", "a.json", "b.lq.png", "b.gt.png", "b.json", "a.lq.png"], "a: comes twice, or apart"),
+        (["a.lq.png", "a.gt.png", "a.json", "a.gt.jpg"], "a.gt.jpg: comes twice"),
+        (["a.lq.png", "a.gt.png", "a.json", "b.lq.png", "b.gt.png", "b.json", "a.lq.png"], "a.lq.png: comes twice"),
         (["../a.lq.png", "../a.gt.png", "../a.json"], "neither"),
         (["/a.lq.png"], "the key '/a'"),
         (["a.1.lq.png"], "neither"),

@@ -1,23 +1,37 @@
-"""Writing: the same bytes twice, nothing by halves, nothing bad in silence."""
+"""Writing: the same bytes always, nothing by halves, nothing done twice, nothing bad in silence."""
 
 import errno
+import hashlib
+import io
 import json
 import os
 import shutil
-import socket
+import struct
+import subprocess
+import sys
+import time
 import zlib
 
 import cv2
 import numpy as np
+import psutil
 import pytest
 import webdataset
+from PIL import Image
 
+from shards import folder
 from shards.__main__ import main
-from shards.codec import decode_rgb, encode_png
+from shards.check import check
+from shards.codec import decode_masks, decode_rgb, encode_png
 from shards.degrade import rain_light
-from shards.index import open_index
-from shards.layouts import pairs, rain100l, select
-from shards.schema import ShardError, load_manifest
+from shards.index import open_index, read_tar
+from shards.layouts import Pair, pairs, rain100l, select
+from shards.masks import add_masks
+from shards.parallel import in_order
+from shards.schema import ShardError, load_manifest, sha256_of
+from shards.sources import Recipe, read_picture
+from shards.storage import parse
+from shards.write import write_shards
 from tests.helpers.pairs import make_pairs, write_pairs
 
 pytestmark = pytest.mark.unit
@@ -34,8 +48,10 @@ def test_written_again_elsewhere_every_byte_is_the_same(tmp_path):
 
 def test_stock_webdataset_reads_the_source_bytes_and_the_index_points_at_them(tmp_path):
     src = make_pairs(tmp_path / "a", 5, h=128, w=128)
-    manifest = write_pairs(src, tmp_path / "out", shard_mib=1 / 8)  # some 50 KB a picture: two pairs do not fit
-    assert [shard.nsamples for shard in manifest.shardlist] == [1] * 5
+    manifest = write_pairs(
+        src, tmp_path / "out", shard_mib=1 / 8
+    )  # some 98 KB a pair: 3.8 shards, so four, so two each
+    assert [shard.nsamples for shard in manifest.shardlist] == [2, 2, 1]
     _, rows = open_index(tmp_path / "out")
     urls = [str(tmp_path / "out" / shard.url) for shard in manifest.shardlist]
     samples = list(webdataset.WebDataset(urls, shardshuffle=False))
@@ -48,60 +64,330 @@ def test_stock_webdataset_reads_the_source_bytes_and_the_index_points_at_them(tm
             tar = (tmp_path / "out" / manifest.shardlist[row["shard"]].url).read_bytes()
             assert tar[start : start + int(row[f"{role}_size"])] == data
             assert zlib.crc32(data) == row[f"{role}_crc32"]
-        assert json.loads(sample["json"]) == {
-            "gt": f"gt/{sample['__key__']}.png",
-            "lq": f"lq/{sample['__key__']}.png",
-            "h": 128,
-            "w": 128,
-        }
+        note = json.loads(sample["json"])
+        assert (note["h"], note["w"], note["measures"]["identical"]) == (128, 128, False)
+        for role in ("lq", "gt"):
+            assert note[role] == f"{role}/{sample['__key__']}.png"
+            assert note[f"{role}_sha256"] == hashlib.sha256(sample[f"{role}.png"]).hexdigest()
+
+
+def _hashes(folder):
+    """sha256 of every file of a finished folder, by name."""
+    assert (folder / "manifest.json").exists()
+    return {path.name: sha256_of(path) for path in folder.iterdir()}
 
 
 def _png(array):
     return cv2.imencode(".png", array)[1].tobytes()
 
 
-def _rotated_jpeg():
-    jpeg = cv2.imencode(".jpg", np.arange(24 * 32 * 3, dtype=np.uint8).reshape(24, 32, 3))[1].tobytes()
-    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
-    return jpeg[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + jpeg[2:]
+def _encoded(picture, form, **options):
+    file = io.BytesIO()
+    picture.save(file, form, **options)
+    return file.getvalue()
 
 
+def _orientation(value):
+    exif = Image.Exif()
+    exif[0x0112] = value
+    return exif
+
+
+RGB = np.random.default_rng(1).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+PICTURE = Image.fromarray(RGB)
+OPAQUE = np.dstack([RGB, np.full((24, 32), 255, np.uint8)])
 BAD = {
     "missing": (None, "no lq partner"),
     "empty": (b"", "empty file"),
     "html": (b"<html>moved</html>", "not a readable picture"),
-    "cut": (_png(np.zeros((24, 32, 3), np.uint8))[:-30], "not a readable picture"),
-    "deep": (_png(np.zeros((24, 32, 3), np.uint16)), "16 bits"),
-    "grey": (_png(np.zeros((24, 32), np.uint8)), "grey"),
-    "alpha": (_png(np.full((24, 32, 4), 7, np.uint8)), "transparent"),
-    "size": (_png(np.zeros((24, 31, 3), np.uint8)), "sizes differ"),
-    "rotated": (_rotated_jpeg(), "EXIF"),
-    "a.b": (_png(np.zeros((24, 32, 3), np.uint8)), "rename"),
+    "cut": (_png(RGB)[:-30], "not a readable picture"),
+    "flipped": (_png(RGB)[:100] + bytes([_png(RGB)[100] ^ 1]) + _png(RGB)[101:], "not a readable picture"),
+    "cut-jpeg": (_encoded(PICTURE, "JPEG")[:-300], "not a readable picture"),
+    "deep": (_png(RGB.astype(np.uint16) * 257), "16 bits per channel, 8 are wanted; --to8 shift"),
+    "float": (_encoded(Image.fromarray(RGB[..., 0].astype(np.float32)), "TIFF"), "32 bits"),
+    "grey": (_png(RGB[..., 0]), "--gray expand"),
+    "grey-alpha": (_encoded(PICTURE.convert("LA"), "PNG"), "grey, colour"),
+    "alpha": (_png(np.dstack([RGB, RGB[..., 0]])), "transparent"),
+    "transparent-colour": (_encoded(PICTURE, "PNG", transparency=tuple(RGB[0, 0].tolist())), "transparent"),
+    "cmyk": (_encoded(PICTURE.convert("CMYK"), "JPEG"), "CMYK"),
+    "rotated-jpeg": (_encoded(PICTURE, "JPEG", exif=_orientation(6)), "EXIF"),
+    "rotated-png": (_encoded(PICTURE, "PNG", exif=_orientation(3)), "EXIF"),
+    "rotated-webp": (_encoded(PICTURE, "WEBP", exif=_orientation(8)), "EXIF"),
+    "size": (_png(RGB[:, 1:]), "sizes differ"),
+    "large": (_png(np.zeros((600, 600, 3), np.uint8)), "600x600 are 0.4 megapixels"),
+    "a.b": (_png(RGB), "rename"),
 }
 
 
-@pytest.fixture
-def bad_source(tmp_path):
-    """Two good pairs and one of each bad kind."""
+def test_bad_pairs_are_named_with_reasons_and_refuse_the_write(tmp_path, capsys):
     src = make_pairs(tmp_path / "src", 2)
     for name, (data, _) in BAD.items():
         shutil.copy(src / "gt/s-1.png", src / "gt" / f"{name}.png")
         if data is not None:
             (src / "lq" / f"{name}.png").write_bytes(data)
-    return src
-
-
-def test_bad_pairs_are_named_with_reasons_and_refuse_the_write(bad_source, tmp_path, capsys):
-    command = ["write", "pairs", "--src", str(bad_source), "--out", str(tmp_path / "out")]
+    command = ["write", "pairs", "--src", str(src), "--out", str(tmp_path / "out"), "--max-mpix", "0.3", "--jobs", "1"]
     assert main(command) == 2
     message = capsys.readouterr().err
     assert f"{len(BAD)} of {len(BAD) + 2} pairs cannot be used" in message and "--skip-bad" in message
-    for name, (_, reason) in BAD.items():
-        assert any(line.startswith(f"  {name}: ") and reason in line for line in message.splitlines()), name
+    assert len([line for line in message.splitlines() if line.startswith("  ")]) == 11
+    assert f"  and {len(BAD) - 10} more" in message and "nothing was written" in message
     assert os.listdir(tmp_path) == ["src"]
     assert main([*command, "--skip-bad"]) == 0
     manifest = load_manifest(tmp_path / "out")
-    assert manifest.num_samples == 2 and {reject.key for reject in manifest.rejected} == set(BAD)
+    reasons = {reject.key: reject.reason for reject in manifest.rejected}
+    assert manifest.num_samples == 2 and reasons.keys() == BAD.keys()
+    for name, (_, reason) in BAD.items():
+        assert reason in reasons[name] and (name in ("missing", "a.b") or str(src / "lq" / name) in reasons[name]), name
+
+
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    def never(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(cv2, "imdecode", never)
+    for side in (12000, 20000):  # the second is too much for Pillow to open
+        header = struct.pack(">II5B", side, side, 8, 2, 0, 0, 0)
+        chunk = b"IHDR" + header
+        data = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        (tmp_path / "bomb.png").write_bytes(data + struct.pack(">I4sI", 0, b"IDAT", zlib.crc32(b"IDAT")))
+        with pytest.raises(ValueError, match=r"bomb.png: (12000x12000 are 144.0 megapixels|too many pixels)"):
+            read_picture(tmp_path / "bomb.png", recipe=Recipe())
+
+
+KEPT = {
+    "as it is": (_png(RGB[..., ::-1]), {}, RGB, True),
+    "jpeg": (_encoded(PICTURE, "JPEG", exif=_orientation(1)), {}, None, True),
+    "16 bits, shifted": (_png(RGB[..., ::-1].astype(np.uint16) * 256 + 255), {"to8": "shift"}, RGB, False),
+    "grey, expanded": (_png(RGB[..., 0]), {"gray": "expand"}, RGB[..., :1].repeat(3, 2), False),
+    "opaque": (_encoded(Image.fromarray(OPAQUE), "PNG"), {}, RGB, False),
+    "palette": (_encoded(PICTURE.quantize(16), "PNG"), {}, np.array(PICTURE.quantize(16).convert("RGB")), False),
+}
+
+
+@pytest.mark.parametrize("case", KEPT)
+def test_what_is_no_plain_rgb_is_encoded_anew_without_loss_or_not_at_all(case, tmp_path):
+    data, options, rgb, as_is = KEPT[case]
+    for side, content in (("lq", data), ("gt", _png(255 - RGB[..., 0]) if options.get("gray") else _png(255 - RGB))):
+        (tmp_path / side).mkdir()
+        (tmp_path / side / "a.png").write_bytes(content)
+    manifest = write_pairs(tmp_path, tmp_path / "out", recipe=Recipe(**options))
+    entry = next(read_tar(tmp_path / "out/000000.tar"))
+    assert (entry.lq.data == data) == as_is
+    stored = cv2.imdecode(np.frombuffer(entry.lq.data, np.uint8), cv2.IMREAD_UNCHANGED)
+    assert rgb is None or np.array_equal(stored[..., ::-1], rgb)
+    assert entry.note["lq_sha256"] == hashlib.sha256(data).hexdigest()
+    assert manifest.source_sha256 and (manifest.source_sha256 == manifest.content_sha256) == (not options and as_is)
+    assert check(tmp_path / "out").problems == ()
+    assert write_pairs(tmp_path, tmp_path / "out", recipe=Recipe(**options)) == manifest
+
+
+def test_grey_on_one_side_alone_is_refused(tmp_path):
+    src = make_pairs(tmp_path / "src", 1)
+    (src / "gt/s-1.png").write_bytes(_png(RGB[..., 0]))
+    with pytest.raises(ValueError, match="gt/s-1.png is grey and its partner is in colour"):
+        write_pairs(src, tmp_path / "out", recipe=Recipe(gray="expand"))
+
+
+def test_halves_of_one_file_are_stored_without_loss(tmp_path):
+    whole = tmp_path / "1.jpg"
+    whole.write_bytes(_encoded(Image.fromarray(np.hstack([RGB, 255 - RGB])), "JPEG"))
+    about = {"src": "x", "layout": "did", "split": "test", "arguments": {}}
+    write_shards([Pair("1", whole, whole, side_by_side=True)], tmp_path / "out", **about)
+    entry = next(read_tar(tmp_path / "out/000000.tar"))
+    halves = np.split(decode_rgb(whole.read_bytes()), 2, axis=1)
+    for member, half in zip((entry.lq, entry.gt), halves, strict=True):
+        assert member.ending.endswith(".png") and np.array_equal(decode_rgb(member.data), half)
+    whole.write_bytes(_encoded(PICTURE.crop((0, 0, 31, 24)), "JPEG"))
+    with pytest.raises(ValueError, match="31 px wide, so it is not two halves"):
+        write_shards([Pair("1", whole, whole, side_by_side=True)], tmp_path / "odd", **about)
+
+
+def test_masks_that_come_with_the_data_set_are_stored_beside_the_pictures(tmp_path):
+    src, grey = make_pairs(tmp_path / "src", 3), np.zeros((24, 32), np.uint8)
+    grey[5:9, 7:20] = 255
+    found = []
+    for pair, mask in zip(pairs(src), (grey, grey // 255 * 127, grey), strict=True):
+        (src / f"{pair.key}.png").write_bytes(_png(mask))
+        found.append(pair._replace(masks=src / f"{pair.key}.png"))
+    about = {"src": "x", "layout": "reloblur", "split": "test", "arguments": {}}
+    manifest = write_shards(found, tmp_path / "out", **about)
+    assert check(tmp_path / "out").problems == () and manifest.masks
+    stored = [decode_masks(entry.masks.data, (24, 32)) for entry in read_tar(tmp_path / "out/000000.tar")]
+    assert np.array_equal(stored[0], grey[None] > 0) and len(stored[1]) == 0
+    found[1].masks.write_bytes(_png(grey[1:]))
+    found[2] = found[2]._replace(masks=None)
+    with pytest.raises(ValueError, match="32x23, masks of 32x24 are wanted\n.*s-3: has no masks, and other pairs have"):
+        write_shards(found, tmp_path / "bad", **about)
+
+
+def test_three_processes_write_what_one_does(tmp_path):
+    src = make_pairs(tmp_path / "src", 7)
+    for jobs in (1, 3):
+        write_pairs(src, tmp_path / str(jobs), jobs=jobs, shard_mib=1 / 100, recipe=Recipe(parse("tiles:16")))
+    one = _hashes(tmp_path / "1")
+    assert _hashes(tmp_path / "3") == one and len(one) >= 5
+    assert check(tmp_path / "3", jobs=2).problems == ()
+
+
+def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_bytes(tmp_path):
+    src = make_pairs(tmp_path / "src", 12, h=64, w=64)
+    options = ["--src", str(src), "--shard-mib", "0.06", "--split", "train", "--jobs", "2"]  # four shards of three
+    halt = src / "lq/s-5.png"  # the eighth by name, in the third shard
+    data = halt.read_bytes()
+    halt.unlink()
+    os.mkfifo(halt)  # who reads it waits for ever
+    command = [sys.executable, "-m", "shards", "write", "pairs", "--out", str(tmp_path / "killed"), *options]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        while not (tmp_path / "killed/000001.tar.json").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        family = psutil.Process(process.pid).children(recursive=True)
+        with pytest.raises(ValueError, match=f"is being written by process {process.pid} on"):
+            write_pairs(src, tmp_path / "killed")
+    finally:
+        process.kill()
+        process.wait()
+    assert len(family) > 2 and not psutil.wait_procs(family, timeout=10)[1]
+    kept = _inodes(tmp_path / "killed")
+    assert len(kept) == 2 and (tmp_path / "killed/000002.tar.tmp").exists()
+    with pytest.raises(ShardError, match="not usable"):
+        open_index(tmp_path / "killed")
+    halt.unlink()
+    halt.write_bytes(data)
+    for out in ("killed", "whole"):
+        assert main(["write", "pairs", "--out", str(tmp_path / out), *options[:-1], "1"]) == 0
+    assert _hashes(tmp_path / "killed") == _hashes(tmp_path / "whole")
+    assert _inodes(tmp_path / "killed")[:2] == kept
+
+
+def _inodes(out):
+    return [path.stat().st_ino for path in sorted(out.glob("*.tar"))]
+
+
+@pytest.fixture
+def interrupted(tmp_path, monkeypatch):
+    """Source and folder of a write that was stopped before its end: three shards of two pairs."""
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    src, out = make_pairs(tmp_path / "src", 6), tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr("shards.write.look_over", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            write_pairs(src, out, shard_mib=1 / 100)
+    assert sorted(path.name for path in out.glob("*.tar")) == ["000000.tar", "000001.tar", "000002.tar"]
+    return src, out
+
+
+def test_only_shards_whose_pairs_changed_are_written_anew(interrupted, tmp_path):
+    src, out = interrupted
+    before = _inodes(out)
+    (src / "lq/s-3.png").write_bytes(_png(RGB))
+    (out / "000002.tar.json").unlink()  # killed between the two: the shard counts as unfinished
+    (out / "000007.tar").write_bytes(b"of an earlier plan")
+    write_pairs(src, out, shard_mib=1 / 100, src="x")
+    assert [one == other for one, other in zip(before, _inodes(out), strict=True)] == [True, False, False]
+    write_pairs(src, tmp_path / "whole", shard_mib=1 / 100, src="x")
+    assert _hashes(out) == _hashes(tmp_path / "whole")
+
+
+def test_no_note_of_a_finished_shard_outlives_it(interrupted, monkeypatch):
+    src, out = interrupted
+    real = folder.write_file
+
+    def killed(path, data):
+        if path.name == "000001.tar.json":
+            raise KeyboardInterrupt
+        real(path, data)
+
+    (src / "lq/s-3.png").write_bytes(_png(RGB))
+    monkeypatch.setattr(folder, "write_file", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_pairs(src, out, shard_mib=1 / 100)
+    assert (out / "000001.tar").exists() and not (out / "000001.tar.json").exists()
+
+
+def test_masks_go_on_where_they_were_interrupted(tmp_path):
+    write_pairs(make_pairs(tmp_path / "src", 6), tmp_path / "set", shard_mib=1 / 100)
+    seen = []
+
+    def make(lq, gt):
+        seen.append(lq)
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        return lq[None, ..., 0] > 100
+
+    note = {"of": "lq", "prior": {"what": "bright"}}
+    with pytest.raises(KeyboardInterrupt):
+        add_masks(tmp_path / "set", tmp_path / "out", make, **note)
+    add_masks(tmp_path / "set", tmp_path / "out", make, **note)
+    assert len(seen) == 4 + 4 and check(tmp_path / "out").problems == ()  # the first of three shards was finished
+    add_masks(tmp_path / "set", tmp_path / "whole", make, **note)
+    assert _hashes(tmp_path / "out") == _hashes(tmp_path / "whole")
+
+
+def test_a_bad_pair_costs_its_shard_alone(interrupted, tmp_path):
+    src, _ = interrupted
+    out, good = tmp_path / "other", (src / "lq/s-3.png").read_bytes()
+    (src / "lq/s-3.png").write_bytes(b"")
+    with pytest.raises(ValueError, match="1 of 6 pairs cannot .*\n.*s-3: .*empty file\n2 of 3 shards are finished and"):
+        write_pairs(src, out, shard_mib=1 / 100)
+    kept = _inodes(out)
+    assert write_pairs(src, out, shard_mib=1 / 100, skip_bad=True).rejected[0].key == "s-3"
+    assert [_inodes(out)[0], _inodes(out)[2]] == kept
+    (src / "lq/s-3.png").write_bytes(good)
+
+
+def test_a_rejection_that_was_allowed_before_is_not_taken_over(interrupted, tmp_path, monkeypatch):
+    src, _ = interrupted
+    (src / "lq/s-3.png").write_bytes(b"")
+    (src / "lq/s-4.png").write_bytes(b"")  # none of the shard is left
+    with monkeypatch.context() as patch:
+        patch.setattr("shards.write.finish", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            write_pairs(src, tmp_path / "other", shard_mib=1 / 100, skip_bad=True)
+    with pytest.raises(ValueError, match="2 of 2 pairs cannot be used"):
+        write_pairs(src, tmp_path / "other", shard_mib=1 / 100)
+    manifest = write_pairs(src, tmp_path / "other", shard_mib=1 / 100, skip_bad=True)
+    assert [shard.url for shard in manifest.shardlist] == ["000000.tar", "000002.tar"]
+    assert check(tmp_path / "other").problems == ()
+
+
+def test_a_finished_shard_that_changed_is_found_and_with_verify_written_anew(interrupted):
+    src, out = interrupted
+    tar = out / "000001.tar"
+    data = bytearray(tar.read_bytes())
+    data[700] ^= 1
+    tar.write_bytes(data)
+    with pytest.raises(ShardError, match="000001.tar: changed since it was written: .*--verify"):
+        write_pairs(src, out, shard_mib=1 / 100)
+    before = _inodes(out)
+    write_pairs(src, out, shard_mib=1 / 100, verify=True)
+    assert [one == other for one, other in zip(before, _inodes(out), strict=True)] == [True, False, True]
+    assert check(out).problems == ()
+
+
+def test_the_unfinished_writing_of_something_else_is_not_written_over(interrupted):
+    src, out = interrupted
+    with pytest.raises(ValueError, match="holds the unfinished writing of pairs, train, not of rain100L, train"):
+        write_pairs(src, out, layout="rain100L")
+    assert len(_inodes(out)) == 3
+
+
+def test_a_dead_worker_is_told(tmp_path, monkeypatch):
+    with pytest.raises(ShardError, match="a worker process died"):
+        list(in_order(os._exit, [1], jobs=2))
+
+
+def test_pairs_that_are_none_refuse_the_write_unless_allowed(tmp_path, caplog):
+    src = make_pairs(tmp_path / "src", 2)
+    shutil.copy(src / "lq/s-1.png", src / "gt/s-1.png")
+    with pytest.raises(ValueError, match="the same picture.*s-1 [^Z]*--allow-suspicious"):
+        write_pairs(src, tmp_path / "out", allow_suspicious=False)
+    manifest = write_pairs(src, tmp_path / "out")
+    assert "the same picture" in manifest.suspicious[0] and "look at this" in caplog.text
 
 
 def test_a_finished_write_is_recognised_and_another_data_set_is_not_overwritten(tmp_path, caplog):
@@ -118,27 +404,6 @@ def test_a_finished_write_is_recognised_and_another_data_set_is_not_overwritten(
     (tmp_path / "mine/thesis.txt").write_text("years of work")
     with pytest.raises(ValueError, match="in the way"):
         write_pairs(src, tmp_path / "mine")
-
-
-def test_an_interrupted_write_leaves_nothing_and_a_killed_one_is_cleaned_up(tmp_path, monkeypatch):
-    src, out = make_pairs(tmp_path / "src", 3), tmp_path / "out"
-    killed = tmp_path / f"out.tmp.{socket.gethostname()}.{2**22 + 1}"  # beyond Linux's largest process id
-    alive = tmp_path / f"out.tmp.{socket.gethostname()}.{os.getppid()}"
-    for folder in (killed, alive):
-        folder.mkdir()
-
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("shards.write.build_index", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        write_pairs(src, out)
-    assert sorted(os.listdir(tmp_path)) == sorted(["src", alive.name])
-    monkeypatch.undo()
-    assert write_pairs(src, out).num_samples == 3
-    (out / "manifest.json").unlink()
-    with pytest.raises(ShardError, match="not usable"):
-        open_index(out)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +424,7 @@ def test_a_failing_disk_is_told_and_leaves_nothing(code, message, tmp_path, monk
 def test_too_little_space_is_told_before_the_start(tmp_path, monkeypatch):
     src = make_pairs(tmp_path / "src", 3)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
-    with pytest.raises(ShardError, match="needs 0 MiB, free are 0"):
+    with pytest.raises(ShardError, match="needs some 0 MiB, free are 0"):
         write_pairs(src, tmp_path / "out")
 
 
@@ -222,6 +487,23 @@ def test_synth_holds_out_whole_photographs_rains_anew_and_repeats_itself(tmp_pat
     assert val["gt_crc32"][0] == val["gt_crc32"][1] and val["lq_crc32"][0] != val["lq_crc32"][1]
     assert set(train["h"].tolist() + train["w"].tolist()) == {256} and max(val["h"].max(), val["w"].max()) <= 480
     assert main([*command, "--seed", "7"]) == 2
+
+
+def test_counts_and_options_of_the_layout_are_held_to(tmp_path, capsys):
+    src = make_pairs(tmp_path / "src", 2)
+    (src / "lq").rename(src / "rain")
+    (src / "gt").rename(src / "norain")
+    for path in [*src.glob("*/s-*.png")]:
+        path.rename(path.with_name(path.name.replace("s-", "norain-")))
+    command = ["write", "rain100L", "--src", str(src), "--out", str(tmp_path / "train"), "--jobs", "1"]
+    assert main(command) == 2 and "2 pairs found, rain100L has 200 in train" in capsys.readouterr().err
+    assert main([*command, "--blur", "blur"]) == 2
+    assert "rain100L takes no --blur; it takes --variant, --lq-dir, --gt-dir" in capsys.readouterr().err
+    assert main([*command, "--select", "2"]) == 0
+    command[5] = str(tmp_path / "all")
+    assert main([*command, "--split", "train", "--allow-count"]) == 0
+    assert load_manifest(tmp_path / "all").arguments["variant"] == "renamed"
+    assert main([*command, "--split", "train", "--allow-count"]) == 0
 
 
 def test_commands_say_what_is_wrong_in_one_message(tmp_path, capsys):
