@@ -108,8 +108,9 @@ def _synth(command: argparse.ArgumentParser) -> None:
         "--variants", type=_at_least_one, help="degradations of each picture (default: 2; rain_photoshop has 14)"
     )
     command.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="a number, or a range such as sigma=15,50"
-    )
+        "--set", action="append", default=[], metavar="NAME=VALUE",
+        help="a number, or a range such as sigma=15,50; blur_frames takes window=7,13 too, frames of a mean",
+    )  # fmt: skip
     _add_jobs(command)
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from dist_train.config import DataConfig, changed_method, parse_run
-from dist_train.data import mix
-from dist_train.data.mix import augmix, mixup, mixup_weight, rainmix, screen, streak_pictures
+from dist_train.data.mix import mixup, mixup_weight, rainmix, streak_pictures
 from dist_train.data.order import MIXUP, RAINMIX, Chance
 from shards.codec import encode_png
+from shards.degrade import augmix, mixing, screen
 
 pytestmark = pytest.mark.unit
 
@@ -46,7 +46,7 @@ def test_screen_is_i_plus_r_minus_ir_clipped():
 
 
 def test_a_black_layer_leaves_the_rainy_picture_or_four_times_in_eleven_the_clean_one(monkeypatch):
-    monkeypatch.setattr(mix, "light_streaks", lambda shape, rng: np.zeros(shape, np.float32))
+    monkeypatch.setattr(mixing, "light_streaks", lambda shape, rng: np.zeros(shape, np.float32))
     lq, gt = pictures(8)
     found = [rainmix(lq, gt, chance(position), clean=4 / 11) for position in range(2000)]
     clean = sum(np.array_equal(rainy, gt) for rainy in found)
@@ -73,12 +73,12 @@ def test_a_mixture_is_the_layer_and_its_copy_moved_by_one_operation_after_the_ot
     layer = np.random.default_rng(0).random((9, 9), np.float32)
     turn = cv2.getRotationMatrix2D((4, 4), -90, 1)  # of where a pixel comes from: the other way round
     operations = itertools.cycle([np.array([[1, 0, -3], [0, 1, 0], [0, 0, 1.0]]), np.vstack([turn, [0, 0, 1]])])
-    monkeypatch.setattr(mix, "_operation", lambda chance, h, w: next(operations))
-    monkeypatch.setattr(mix, "_DEPTHS", (2,))
+    monkeypatch.setattr(mixing, "_operation", lambda chance, h, w: next(operations))
+    monkeypatch.setattr(mixing, "_DEPTHS", (2,))
     moved = np.rot90(np.pad(layer, ((0, 0), (3, 0)))[:, :9])
     factors = []
     for position in range(400):
-        mixed = augmix(layer, chance(position), crop_px=9)
+        mixed = augmix(layer, chance(position), size_px=(9, 9))
         solution, residual, *_ = np.linalg.lstsq(np.stack([layer.ravel(), moved.ravel()], 1), mixed.ravel())
         assert residual[0] < 1e-6 and mixed.dtype == np.float32
         factors.append(solution)
@@ -90,7 +90,7 @@ def test_a_mixture_is_the_layer_and_its_copy_moved_by_one_operation_after_the_ot
 def test_the_seven_operations_are_drawn_alike_and_keep_to_severity_three():
     source, kinds = chance(0), Counter()
     for _ in range(3500):
-        back = mix._operation(source, 60, 90)
+        back = mixing._operation(source, 60, 90)
         scale, shift, shear = back[[0, 1], [0, 1]], back[:2, 2], back[[0, 1], [1, 0]]
         if shear.all():
             kinds["rotate"] += 1
@@ -109,11 +109,11 @@ def test_the_seven_operations_are_drawn_alike_and_keep_to_severity_three():
             axis = int(shift[1] != 0)
             kinds["translate_y" if axis else "translate_x"] += 1
             assert 0 < abs(shift[axis]) <= (9, 6)[axis] and not shift[1 - axis]
-    assert set(kinds) == set(mix._OPERATIONS) and min(kinds.values()) > 400
+    assert set(kinds) == set(mixing._OPERATIONS) and min(kinds.values()) > 400
 
 
 def test_streaks_of_a_folder_fall_where_they_lie_in_their_picture(tmp_path, monkeypatch):
-    monkeypatch.setattr(mix, "_operation", lambda chance, h, w: np.eye(3))
+    monkeypatch.setattr(mixing, "_operation", lambda chance, h, w: np.eye(3))
     streak = np.zeros((40, 40, 3), np.uint8)
     streak[:, 20] = 100
     for name in ("b.png", "a.png"):
