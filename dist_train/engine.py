@@ -16,7 +16,6 @@ behaves:
 
 import contextlib
 import logging
-import math
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -27,13 +26,22 @@ from dist_train import ranks
 from dist_train.config import BatchPlan, RunConfig
 from dist_train.data.batch import Batch
 from dist_train.data.order import NETS, draws
+from dist_train.meters import RunningMeans
 from dist_train.moments import read_moments, write_moments
+from dist_train.nets.recompute import recompute_blocks
+from dist_train.nonfinite import StepGuard
 from dist_train.priors import Priors
-from dist_train.ranks import TrainingError
 from dist_train.schedule import learning_rate
+from dist_train.spans import Span, no_span, spend_in
 from dist_train.tasks import build_task
 
 log = logging.getLogger(__name__)
+
+COLLECTIVES = (
+    "all_reduce", "all_reduce_coalesced", "reduce", "reduce_scatter", "reduce_scatter_tensor", "broadcast", "barrier",
+    "all_gather", "all_gather_into_tensor", "all_gather_coalesced",
+)  # fmt: skip
+"""Methods of DeepSpeed's backend. Its own way to time them waits for the GPU after each."""
 
 
 class Resumable(Protocol):
@@ -41,7 +49,7 @@ class Resumable(Protocol):
 
     @property
     def state(self) -> dict[str, Any]:
-        """Holds `step`."""
+        """Holds `step`, `unlogged` and `env`."""
 
     @property
     def ema(self) -> dict[str, Tensor] | None:
@@ -67,6 +75,9 @@ def deepspeed_config(run: RunConfig, plan: BatchPlan) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,  # torch's own Adam
         "steps_per_print": 2**31,
     }
+    if run.engine.offload_optimizer:
+        config["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
+        config["zero_force_ds_cpu_optimizer"] = False  # torch's Adam there too: its own would be compiled
     if run.engine.precision != "fp32":
         dtype = {"bf16": "bfloat16", "fp16": "float16"}[run.engine.precision]
         config["torch_autocast"] = {"enabled": True, "dtype": dtype}
@@ -83,6 +94,7 @@ class Engine:
         plan: how the global batch is shared out.
         device: of this rank.
         resumed: the checkpoint whose weights the task already holds: its step, moments and average are taken on.
+        span: held around the parts of a step: backward, communication, update.
     """
 
     def __init__(
@@ -93,6 +105,7 @@ class Engine:
         device: torch.device,
         *,
         resumed: "Resumable | None" = None,
+        span: Span = no_span,
     ):
         deepspeed = _import_deepspeed()
         self.run, self.task, self.plan, self.device = run, task.to(device), plan, device
@@ -107,19 +120,28 @@ class Engine:
         if run.optim.ema_decay > 0:
             average = (resumed.ema if resumed else None) or self._student.state_dict()
             self._ema = {name: tensor.detach().to(device, copy=True) for name, tensor in average.items()}
+        if run.engine.recompute_teacher:
+            recompute_blocks(task.get_submodule("teacher"))
+        if run.engine.compile:
+            for net in self.task.children():
+                net.compile()
         self._engine, *_ = deepspeed.initialize(
             model=self.task, optimizer=torch_optimizer, config=deepspeed_config(run, plan), dist_init_required=False
         )
+        self._span = span
+        spend_in(span, "communication", deepspeed.comm.comm.cdb, COLLECTIVES)
         if resumed:
             write_moments(self._engine, self.task, resumed.moments)
             if self._scaler is not None and resumed.moments["scaler"] is not None:
                 self._scaler.load_state_dict(resumed.moments["scaler"])
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
+        self._losses = RunningMeans()
+        if resumed and "unlogged" in resumed.state:
+            passes = plan.grad_accum / resumed.state["env"]["batch"]["grad_accum"]
+            self._losses.load(resumed.state["unlogged"], passes=passes)
         self._buffers = list(self.task.buffers())
         self._buffers_before = [buffer.clone() for buffer in self._buffers]
         self._skipped = False
-        self._bad_steps_in_a_row = 0
+        self._guard = StepGuard(run, task)
 
     @property
     def _student(self) -> nn.Module:
@@ -142,26 +164,30 @@ class Engine:
         torch.manual_seed(draw >> 1)
         # Batch norm's statistics move in the forward pass: if the step does not happen, they go back.
         _copy(self._buffers, self._buffers_before)
-        seen = []
+        self._guard.begin()
         for micro_step in range(self.plan.grad_accum):
             batch = next(batches).to(self.device)
             terms = self._engine(batch, priors, measure=measure)
-            self._engine.backward(terms["total"])
-            if micro_step == self.plan.grad_accum - 1:
-                self._before_update()
-            self._engine.step()  # DeepSpeed acts on the last micro-batch only
-            seen.append((batch.keys, {name: value.detach().float() for name, value in terms.items()}))
+            self._guard.see(batch, terms)
+            with self._span("backward"):
+                self._engine.backward(terms["total"])
+            with self._span("update"):
+                if micro_step == self.plan.grad_accum - 1:
+                    self._before_update()
+                self._engine.step()  # DeepSpeed acts on the last micro-batch only
         self.step_count += 1
         if self.run.engine.zero_stage > 0:
             self._skipped = bool(self._engine.optimizer.overflow)  # the ranks have agreed on it
         if self._skipped:
             _copy(self._buffers_before, self._buffers)
-            self._note_skipped(seen)
+            if not self._lower_scale():
+                self._guard.skipped(self.step_count)
             return
-        self._bad_steps_in_a_row = 0
-        for _, terms in seen:
-            self._add(terms)
-        self._update_ema()
+        self._guard.passed()
+        for _, terms in self._guard.seen:
+            self._losses.add(terms)
+        with self._span("update"):
+            self._update_ema()
 
     def _before_update(self) -> None:
         """Mend what DeepSpeed leaves out between the last gradient and the update."""
@@ -180,25 +206,19 @@ class Engine:
             # DeepSpeed clips while the gradients still carry the loss scale.
             self._engine.optimizer.clip_grad = self.run.optim.clip_norm * scaler.get_scale()
 
-    def _note_skipped(self, seen: list[tuple[tuple[str, ...], dict[str, Tensor]]]) -> None:
+    def _lower_scale(self) -> bool:
+        """Whether the step was skipped in fp16's search for a loss scale. It falls, which DeepSpeed never lets it."""
         scaler = self._scaler
-        losses_are_finite = ranks.agree(all(bool(torch.isfinite(terms["total"])) for _, terms in seen))
-        if scaler is not None and losses_are_finite and scaler.get_scale() > 1:
-            scaler.update(scaler.get_scale() / 2)  # the search for a scale; DeepSpeed never lowers it itself
-            log.info("step %d is skipped: fp16's loss scale falls to %g", self.step_count, scaler.get_scale())
-            return
-        for keys, terms in seen:
-            values = {name: float(value) for name, value in terms.items()}
-            if not math.isfinite(values["total"]):
-                log.warning("a loss is not finite: samples %s, %s", keys, values)
-        if ranks.is_main():
-            log.warning("step %d is skipped: a gradient is not finite", self.step_count)
-        self._bad_steps_in_a_row += 1
-        if self._bad_steps_in_a_row >= self.run.engine.max_bad_steps:
-            raise TrainingError(
-                f"gradients were not finite in {self._bad_steps_in_a_row} steps in a row (engine.max_bad_steps), up to "
-                f"step {self.step_count}; the log names the samples. A smaller optim.lr or optim.clip_norm may help"
-            )
+        if scaler is None or not self._guard.losses_are_finite() or scaler.get_scale() <= 1:
+            return False
+        scaler.update(scaler.get_scale() / 2)
+        log.info("step %d is skipped: fp16's loss scale falls to %g", self.step_count, scaler.get_scale())
+        return True
+
+    @property
+    def num_skipped(self) -> int:
+        """Steps that did not happen since the run was started, for a number was not finite."""
+        return self._guard.num_skipped
 
     def _set_rate(self, rate: float) -> None:
         for group in self._engine.optimizer.param_groups:
@@ -219,16 +239,13 @@ class Engine:
 
     # --------------------------------------------------------------------------------------------- what is logged
 
-    def _add(self, terms: dict[str, Tensor]) -> None:
-        for name, value in terms.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-            self._counts[name] = self._counts.get(name, 0) + 1
-
     def drain(self) -> dict[str, float]:
         """Means of all terms since the last call, over micro-batches and ranks. All ranks call."""
-        means = {name: self._sums[name] / self._counts[name] for name in sorted(self._sums)}
-        self._sums, self._counts = {}, {}
-        return ranks.mean_dict(means) if means else {}
+        return self._losses.drain()
+
+    def unlogged(self) -> list[dict[str, tuple[float, float]]]:
+        """What `drain` has not given yet, for `state` of a checkpoint. All ranks call."""
+        return self._losses.state()
 
     @property
     def rate(self) -> float:

@@ -32,6 +32,9 @@ class Row:
 def evaluate(restore: Restorer, reader: ShardReader, *, protocols: Sequence[str], device: torch.device) -> list[Row]:
     """Score the degraded input and everything `restore` gives, on every picture of a data set. All ranks call.
 
+    Every rank calls `restore` equally often, since it may gather weights from all (ZeRO-3): where the pictures do not
+    come out even, the last call of some ranks is for a picture of another, and not counted.
+
     Args:
         restore: called once per picture, without gradient.
         reader: the pictures.
@@ -41,21 +44,25 @@ def evaluate(restore: Restorer, reader: ShardReader, *, protocols: Sequence[str]
     Returns:
         One row per picture, name and protocol, in the reader's order, the same on every rank.
     """
-    rows: list[tuple[int, Row]] = []
-    problem: Exception | None = None
+    scored: list[tuple[int, list[Row]]] = []
+    num_passes, problem = 0, None
     try:
-        for index in range(ranks.rank(), len(reader), ranks.world_size()):
-            rows += [(index, row) for row in _score_picture(restore, reader, index, protocols, device)]
+        for first in range(0, len(reader), ranks.world_size()):
+            index = first + ranks.rank()
+            rows = list(_score_picture(restore, reader, index % len(reader), protocols, device))
+            num_passes += 1
+            if index < len(reader):
+                scored.append((index, rows))
     except Exception as error:  # every rank must hear of it, whatever it is
         problem = ranks.sendable(error)
-    parts = ranks.gather_objects((rows, problem))
-    for _, failed in parts:
+    parts = ranks.gather_objects((scored, num_passes, problem))
+    for *_, failed in parts:
         if failed is not None:
             raise failed
-    everyone = [row for part, _ in parts for row in part]
-    everyone.sort(key=lambda item: item[0])
-    assert len({index for index, _ in everyone}) == len(reader), "every picture must be counted once"
-    return [row for _, row in everyone]
+    everyone = sorted((item for part, *_ in parts for item in part), key=lambda item: item[0])
+    assert [index for index, _ in everyone] == list(range(len(reader))), "every picture must be counted once"
+    assert len({passes for _, passes, _ in parts}) == 1, "every rank must pass equally often"
+    return [row for _, rows in everyone for row in rows]
 
 
 @torch.no_grad()

@@ -1,11 +1,10 @@
-"""What is measured as a run goes on, under the names it is logged by."""
+"""Losses: their means between two lines of the log, and the names they have there."""
 
 import logging
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
 from dist_train import ranks
 from dist_train.config import LossConfig
@@ -14,6 +13,44 @@ log = logging.getLogger(__name__)
 
 DEAD, EXPLODING = 1e-3, 10.0
 """Ratios of a term's gradient to the reconstruction's, at the student's output, that deserve a word."""
+
+
+class RunningMeans:
+    """Means of named values since they were last drained, over micro-batches and ranks."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, float] = {}
+
+    def add(self, terms: Mapping[str, Tensor]) -> None:
+        """Take the scalars of one micro-batch in."""
+        for name, value in terms.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def drain(self) -> dict[str, float]:
+        """The means; begins anew. All ranks call."""
+        means = {name: self._sums[name] / self._counts[name] for name in sorted(self._sums)}
+        self._sums, self._counts = {}, {}
+        return ranks.mean_dict(means) if means else {}
+
+    def state(self) -> list[dict[str, tuple[float, float]]]:
+        """Sum and count of each name, rank by rank, for a checkpoint: a stop between two lines of the log shall change
+        neither. All ranks call."""
+        return ranks.gather_objects({name: (float(total), self._counts[name]) for name, total in self._sums.items()})
+
+    def load(self, state: list[dict[str, tuple[float, float]]], *, passes: float) -> None:
+        """Go on from `state`: with this rank's own part, or with the mean of all if there were more or fewer ranks.
+
+        Args:
+            state: what `state` gave.
+            passes: micro-batches a step now, over those a step then, so that each step weighs the same.
+        """
+        parts = [state[ranks.rank()]] if len(state) == ranks.world_size() else state
+        for name in parts[0]:
+            totals, counts = zip(*(part[name] for part in parts), strict=True)
+            self._sums[name] = torch.tensor(sum(totals) / len(parts) * passes)
+            self._counts[name] = sum(counts) / len(parts) * passes
 
 
 def named_losses(losses: Mapping[str, float], loss: LossConfig) -> dict[str, float]:
@@ -46,67 +83,3 @@ def named_losses(losses: Mapping[str, float], loss: LossConfig) -> dict[str, flo
                     )  # fmt: skip
     weights = {"spd": loss.spd.weight, "sgr": loss.sgr.weight}
     return named | {f"weight/{term}": weight for term, weight in weights.items() if term in losses}
-
-
-class Stopwatch:
-    """Samples per second, and the shares of the time spent waiting for data and making masks, since the last lap."""
-
-    def __init__(self, global_batch: int, device: torch.device | None = None) -> None:
-        self._global_batch = global_batch
-        self._on_gpu = device is not None and device.type == "cuda"
-        self._begin()
-
-    def _begin(self) -> None:
-        self._begun, self._steps, self._data_s = time.perf_counter(), 0, 0.0
-        self._stepped = self._begun
-        self._prior_s: list[float] = []
-        self._prior_events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
-
-    def step(self) -> None:
-        """One more optimizer step is done."""
-        self._steps += 1
-        self._stepped = time.perf_counter()
-
-    def leave_out_since_step(self) -> None:
-        """What happened since the last step (logging, validation, saving) shall not count."""
-        self._begun += time.perf_counter() - self._stepped
-
-    @contextmanager
-    def waiting_for_data(self) -> Iterator[None]:
-        """Counts the time inside as waiting."""
-        begun = time.perf_counter()
-        yield
-        self._data_s += time.perf_counter() - begun
-
-    @contextmanager
-    def making_masks(self) -> Iterator[None]:
-        """Counts the time inside as the prior's.
-
-        On a GPU it is the time of the GPU's queue from here to there, which is read at the lap: nothing waits for it,
-        and what the host does while the queue is busy costs nothing.
-        """
-        if self._on_gpu:
-            begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begun.record()
-            yield
-            ended.record()
-            self._prior_events.append((begun, ended))
-        else:
-            begun_s = time.perf_counter()
-            yield
-            self._prior_s.append(time.perf_counter() - begun_s)
-
-    def lap(self) -> dict[str, float]:
-        """`time/samples_per_s`, `time/step_s`, `time/data_share` and, where masks were made, `time/prior_share` since
-        the last lap; empty if there was no step."""
-        for begun, ended in self._prior_events:
-            ended.synchronize()
-            self._prior_s.append(begun.elapsed_time(ended) / 1000)
-        elapsed, steps, data_s, prior_s = time.perf_counter() - self._begun, self._steps, self._data_s, self._prior_s
-        self._begin()
-        if not steps:
-            return {}
-        shares = {"time/data_share": data_s / elapsed}
-        if prior_s:
-            shares["time/prior_share"] = sum(prior_s) / elapsed
-        return {"time/samples_per_s": steps * self._global_batch / elapsed, "time/step_s": elapsed / steps, **shares}

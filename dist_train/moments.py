@@ -74,7 +74,7 @@ def write_moments(engine: Any, task: nn.Module, moments: dict[str, Any]) -> None
 
 def _join(parameter: Any, flat: Tensor) -> Tensor:
     """Stages 1, 2: each rank puts its part of the parameter into zeros; the sum is the whole."""
-    whole = torch.zeros(parameter.numel(), device=flat.device)
+    whole = torch.zeros(parameter.numel(), device=parameter.device)  # not the moments': they may be offloaded
     if (held := parameter._hp_mapping) is not None:
         here, there = held.hp_fragment_address, held.lp_fragment_address
         whole.narrow(0, there.start, there.numel).copy_(flat.narrow(0, here.start, here.numel))

@@ -153,18 +153,19 @@ def start_ranks(run: RunConfig) -> torch.device:
         ValueError: it does, or the run wants what this machine lacks.
     """
     _check_launcher(run)
-    device = join_ranks(run.engine.device, timeout_s=run.engine.hang_timeout_s)
+    device = join_ranks(run.engine.device, timeout_s=run.engine.hang_timeout_s, wait_s=run.engine.slow_timeout_s)
     if run.engine.precision == "fp16" and device.type == "cpu":
         raise ValueError("engine.precision=fp16 needs a GPU; on the CPU use bf16 or fp32")
     return device
 
 
-def join_ranks(wanted: str, *, timeout_s: float = 1800) -> torch.device:
+def join_ranks(wanted: str, *, timeout_s: float = 1800, wait_s: float = 7200) -> torch.device:
     """Join the process group (of one, if unlaunched) and pick this rank's device.
 
     Args:
         wanted: `auto` (CUDA if there is any), `cpu` or `cuda`.
-        timeout_s: how long a collective may wait for the other ranks.
+        timeout_s: how long to wait until all ranks are there.
+        wait_s: how long a collective may wait for the other ranks.
 
     Raises:
         ValueError: CUDA is wanted and absent, or there are more ranks than GPUs.
@@ -189,7 +190,14 @@ def join_ranks(wanted: str, *, timeout_s: float = 1800) -> torch.device:
                 port = str(probe.getsockname()[1])
             os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
             os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        dist.init_process_group("nccl" if num_gpus else "gloo", timeout=timedelta(seconds=timeout_s))
+        store, rank, world = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
+        dist.init_process_group(
+            "nccl" if num_gpus else "gloo",
+            store=dist.PrefixStore("ranks", store),
+            rank=rank,
+            world_size=world,
+            timeout=timedelta(seconds=wait_s),
+        )
     return torch.device("cuda", local_rank()) if num_gpus else torch.device("cpu")
 
 
@@ -201,7 +209,11 @@ def _check_launcher(run: RunConfig) -> None:
         "gradient_clipping": ("ACCELERATE_GRADIENT_CLIPPING", "optim.clip_norm", run.optim.clip_norm),
         "gradient_accumulation_steps": ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "accumulation of", accum),
         "deepspeed_config_file": ("ACCELERATE_DEEPSPEED_CONFIG_FILE", "settings of its own:", "none"),
-        "offload_optimizer_device": ("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "offload", "none"),
+        "offload_optimizer_device": (
+            "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE",
+            "engine.offload_optimizer on",
+            "cpu" if run.engine.offload_optimizer else "none",
+        ),
         "offload_param_device": ("ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", "offload", "none"),
     }
     if (
@@ -215,6 +227,11 @@ def _check_launcher(run: RunConfig) -> None:
                 f"the launcher says {setting}={launched} and the run {key}={wanted}; leave {setting} out of the "
                 "accelerate file and command, since the run decides"
             )
+
+
+def is_of_peers(error: Exception) -> bool:
+    """Whether an error comes from the collectives, as when another rank is gone. gloo's have no type of their own."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 def stop_ranks() -> None:

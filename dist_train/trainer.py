@@ -1,8 +1,8 @@
 """The loop."""
 
-import faulthandler
 import logging
 from collections.abc import Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,26 +12,34 @@ import torch
 from dist_train import checkpoint, ranks
 from dist_train.config import RunConfig, plan_batch
 from dist_train.data.batch import Batch
+from dist_train.data.ledger import Ledger
 from dist_train.data.loader import training_batches
+from dist_train.data.mixture import open_training, order_of
 from dist_train.data.reader import ShardReader
 from dist_train.engine import Engine
 from dist_train.evaluate import draw_panels, evaluate, means
 from dist_train.export import start_from
-from dist_train.meters import Stopwatch, named_losses
+from dist_train.lock import RunLock
+from dist_train.meters import named_losses
 from dist_train.priors import build_priors
 from dist_train.ranks import TrainingError
 from dist_train.record import environment, write_record
-from dist_train.tasks import build_task, count_parameters
+from dist_train.spans import Spans
+from dist_train.stop import StopRequests
+from dist_train.tasks import build_task, count_parameters, sample_flops
 from dist_train.track import Tracker
+from dist_train.watch import Watch
+from dist_train.watchdog import Watchdog
+from shards.cache import ShardCache
 
 log = logging.getLogger(__name__)
 
 
-def train(run: RunConfig) -> Path:
-    """Train a run to its end, going on from its newest checkpoint if there is one.
+def train(run: RunConfig) -> tuple[Path, bool]:
+    """Train a run to its end, or until it is asked to stop, going on from its newest checkpoint if there is one.
 
     Returns:
-        The last checkpoint.
+        The last checkpoint, and whether all steps are done.
 
     Raises:
         ValueError: something the user wrote does not fit; the message says what, where and how to mend it.
@@ -39,25 +47,28 @@ def train(run: RunConfig) -> Path:
         OSError: a checkpoint could not be written.
     """
     device = ranks.start_ranks(run)
+    spans = Spans(device)
     try:
-        return _train(run, device)
+        with Watchdog(run, spans) as watchdog, RunLock(run.dir) as lock:
+            return _train(run, device, spans, watchdog, lock)
     finally:
-        faulthandler.cancel_dump_traceback_later()
         ranks.stop_ranks()
 
 
-def _train(run: RunConfig, device: torch.device) -> Path:
+def _train(run: RunConfig, device: torch.device, spans: Spans, watchdog: Watchdog, lock: RunLock) -> tuple[Path, bool]:
     plan = plan_batch(run.optim, ranks.world_size())
-    reader = ShardReader(run.data.train)
-    val = ShardReader(run.data.val) if run.data.val else None
+    cache = ShardCache(run.data.cache_dir, limit_gib=run.data.cache_gib)
+    reader = open_training(run.data, cache)
+    val = ShardReader(run.data.val, cache) if run.data.val else None
     saved = checkpoint.find_agreed(run.dir)
     resumed = None if saved is None else checkpoint.load(saved)
-    if resumed:
-        checkpoint.check_same_run(resumed, run, fingerprint=reader.fingerprint)
+    stream_start = checkpoint.check_same_run(resumed, run, fingerprint=reader.fingerprint) if resumed else 0
+    stream = {"data": reader.fingerprint, "stream_start": stream_start}
+    order = order_of(reader, run.data, seed=run.seed, global_batch=plan.global_batch, start=stream_start)
     start = resumed.state["step"] if resumed else 0
     if saved is not None and start >= run.optim.steps:
         log.info("%s is finished: %s has all its %d steps", run.name, saved, start)
-        return saved
+        return saved, True
 
     torch.manual_seed(run.seed)  # the same new weights on every rank
     task = build_task(run)
@@ -67,19 +78,22 @@ def _train(run: RunConfig, device: torch.device) -> Path:
     else:
         start_from(task, run.init)
     on_disk = partial(checkpoint.steps_on_disk, run.dir)
-    priors = build_priors(run, device, train=reader, val=val, checkpoints=on_disk)
+    priors = build_priors(run, device, train=reader, val=val, checkpoints=on_disk, epoch_at=order.epoch_at)
     if resumed:
-        checkpoint.check_same_priors(resumed, priors.describe())
-    engine = Engine(run, task, plan, device, resumed=resumed)
+        checkpoint.check_same_priors(resumed, priors.describe(), new_data=run.data.accept_new_data)
+    flops = sample_flops(task, run, device)
+    engine = Engine(run, task, plan, device, resumed=resumed, span=spans)
     batches = training_batches(
         reader,
         run.data,
         seed=run.seed,
         plan=plan,
+        order=order,
         rank=ranks.rank(),
         world=ranks.world_size(),
         start_step=start,
         masks=run.reads_masks,
+        device=device,
     )
     env = environment(
         device,
@@ -92,45 +106,54 @@ def _train(run: RunConfig, device: torch.device) -> Path:
     ranks.on_main(lambda: write_record(run, env))
     _say_what_runs(run, env, resumed)
 
-    bad_samples: set[str] = set()
-    with Tracker(run, resume_step=start, extra=env) as tracker:
-        watch = Stopwatch(run.optim.global_batch, device)
-        timed = priors._replace(timing=watch.making_masks)
-        while engine.step_count < run.optim.steps:
-            faulthandler.dump_traceback_later(run.engine.hang_timeout_s, exit=True)
+    ledger = Ledger(run, num_samples=len(reader), start_step=start)
+    tracking, listening = Tracker(run, resume_step=start, extra=env), StopRequests(run.dir)
+    with tracking as tracker, ledger, listening as stop, closing(batches):
+        stopping = False
+        watch = Watch(run, device, spans, sample_flops=flops)
+        timed = priors._replace(span=spans)
+        while engine.step_count < run.optim.steps and not stopping:
             step = engine.step_count + 1
+            watchdog.expect(f"step {step}")
             last = step == run.optim.steps
             measure = _due(step, run.track.gradients_every)
-            engine.step(_watched(batches, watch, bad_samples), timed, measure=measure)
-            _stop_if_too_many(bad_samples, run)
-            watch.step()
+            with watch.step(step):
+                engine.step(_timed(batches, spans, ledger), timed, measure=measure)
+                with spans("communication"):
+                    ledger.settle()
+                    stopping = stop.agreed()
             if last or _due(step, run.track.every):
                 losses = engine.drain()  # all ranks; what follows is written by the main one
                 seen = step * plan.global_batch
                 progress = {"lr": engine.rate, "samples_seen": seen, "epoch": seen / len(reader)}
-                tracker.log(step, named_losses(losses, run.loss) | watch.lap() | progress)
+                progress |= {"bad_samples": ledger.num_bad, "skipped_steps": engine.num_skipped}
+                tracker.log(step, named_losses(losses, run.loss) | watch.lap(losses) | progress)
                 tracker.progress(step, {name: losses[name] for name in losses if name in ("student_rec", "total")})
-            faulthandler.cancel_dump_traceback_later()  # what follows may take its time
+            watchdog.expect(f"after step {step}", slow=True)
             if val and (last or _due(step, run.eval.every)):
-                restore = partial(engine.whole_task().restore, priors=priors, teacher=run.eval.teacher)
-                tracker.log(step, means(evaluate(restore, val, protocols=[run.eval.protocol], device=device)))
+                with spans("validation"):
+                    restore = partial(engine.whole_task().restore, priors=priors, teacher=run.eval.teacher)
+                    tracker.log(step, means(evaluate(restore, val, protocols=[run.eval.protocol], device=device)))
             if val and run.track.pictures_every and (last or _due(step, run.track.pictures_every)):
-                restore, some = partial(engine.whole_task().restore, priors=priors), range(run.track.num_pictures)
-                tracker.pictures(step, partial(draw_panels, restore, val, indices=some, device=device))
-            if last or _due(step, run.checkpoint.every):
-                saved = _save(run, engine, reader, env)
-            watch.leave_out_since_step()
-    batches.close()
+                with spans("pictures"):
+                    restore, some = partial(engine.whole_task().restore, priors=priors), range(run.track.num_pictures)
+                    tracker.pictures(step, partial(draw_panels, restore, val, indices=some, device=device))
+            if last or stopping or _due(step, run.checkpoint.every):
+                with spans("checkpoint"):
+                    lock.check()
+                    saved = _save(run, engine, stream, env)
+            if aside := watch.aside():
+                tracker.log(step, aside)
     engine.close()
-    assert saved is not None  # there was a last step
-    return saved
+    assert saved is not None  # there was a step
+    return saved, engine.step_count == run.optim.steps
 
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _save(run: RunConfig, engine: Engine, reader: ShardReader, env: dict[str, Any]) -> Path:
+def _save(run: RunConfig, engine: Engine, stream: dict[str, Any], env: dict[str, Any]) -> Path:
     weights = engine.weights()
     if broken := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
         raise TrainingError(
@@ -139,7 +162,8 @@ def _save(run: RunConfig, engine: Engine, reader: ShardReader, env: dict[str, An
     state = {
         "step": engine.step_count,
         "samples_seen": engine.step_count * run.optim.global_batch,
-        "data": reader.fingerprint,
+        "unlogged": engine.unlogged(),
+        **stream,
         "config": run.model_dump(mode="json"),
         "env": env,
     }
@@ -155,28 +179,13 @@ def _save(run: RunConfig, engine: Engine, reader: ShardReader, env: dict[str, An
     return path
 
 
-def _watched(batches: Iterator[Batch], watch: Stopwatch, bad: set[str]) -> Iterator[Batch]:
-    """Pass batches on, timing the wait for them and noting samples that had to be replaced."""
+def _timed(batches: Iterator[Batch], spans: Spans, ledger: Ledger) -> Iterator[Batch]:
+    """Pass batches on, timing the wait for them and writing down what they hold."""
     while True:
-        with watch.waiting_for_data():
+        with spans("data"):
             batch = next(batches)
-        for message in set(batch.bad) - bad:
-            log.warning("replaced a bad sample: %s", message)
-        bad.update(batch.bad)
+        ledger.note(batch)
         yield batch
-
-
-def _stop_if_too_many(bad: set[str], run: RunConfig) -> None:
-    """All ranks stop together when together they have met more bad samples than the run allows."""
-    if not ranks.any_rank(bool(bad)):
-        return
-    everyone = sorted(set().union(*ranks.gather_objects(bad)))
-    if len(everyone) > run.data.max_bad_samples:
-        raise ValueError(
-            f"{len(everyone)} samples could not be read and data.max_bad_samples is {run.data.max_bad_samples}:\n  "
-            + "\n  ".join(everyone[:10])
-            + f"\nRun `python -m shards check {run.data.train}`, or raise data.max_bad_samples to go on without them"
-        )
 
 
 def _say_what_runs(run: RunConfig, env: dict[str, Any], resumed: checkpoint.Checkpoint | None) -> None:

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from launch.console import run_main, set_up_logging
+from launch.console import add_cache_options, cache_of, run_main, set_up_logging
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -15,9 +15,10 @@ def main(argv: list[str] | None = None) -> int:
         "beside the masks that the prior of its training sees in the restored picture.",
     )
     parser.add_argument("weights", type=Path, help=".safetensors file that launch.export wrote")
-    parser.add_argument("shards", type=Path, help="folder of shards")
+    parser.add_argument("shards", help="folder of shards, or the URL of one")
     parser.add_argument("out", type=Path, help="PNG file")
     parser.add_argument("--keys", nargs="+", help="which pictures, by key (default: the first four)")
+    add_cache_options(parser)
     args = parser.parse_args(argv)
     set_up_logging()
     return run_main(lambda: draw(args))
@@ -49,7 +50,7 @@ def draw(args: argparse.Namespace) -> int:
         student_out = net(batch.lq)
         return {"student_out": student_out} | ({"idmap": prior(student_out, batch).idmap()} if prior else {})
 
-    reader = ShardReader(args.shards)
+    reader = ShardReader(args.shards, cache_of(args))
     keys = args.keys or reader.keys[:4]
     if absent := [key for key in keys if key not in reader.keys]:
         raise ValueError(f"--keys {' '.join(absent)}: {args.shards} holds {', '.join(reader.keys[:20])} ...")

@@ -10,6 +10,7 @@ import yaml
 
 from dist_train import ranks
 from dist_train.ranks import TrainingError
+from shards.cache import ShardCache
 from shards.schema import ShardError
 
 
@@ -33,6 +34,17 @@ def add_net_option(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="what an official file cannot say of its net, for example img_size=128; launch.doctor lists it",
     )
+
+
+def add_cache_options(parser: argparse.ArgumentParser) -> None:
+    """The options --cache-dir and --cache-gib, for `cache_of`."""
+    parser.add_argument("--cache-dir", help="where shards of a URL are kept (default: ~/.cache/restill/shards)")
+    parser.add_argument("--cache-gib", type=float, default=50, help="the most it may hold (default: 50)")
+
+
+def cache_of(args: argparse.Namespace) -> ShardCache:
+    """The cache that the options name."""
+    return ShardCache(args.cache_dir, limit_gib=args.cache_gib)
 
 
 def setting(text: str) -> tuple[str, Any]:

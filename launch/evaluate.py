@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.console import add_net_option, run_main, set_up_logging
+from launch.console import add_cache_options, add_net_option, cache_of, run_main, set_up_logging
 
 if TYPE_CHECKING:
     import torch
@@ -24,10 +24,11 @@ def main(argv: list[str] | None = None) -> int:
         type=Path,
         help="an exported student (.safetensors), a .pth of a net's official release, a run's folder, or a checkpoint",
     )
-    parser.add_argument("shards", type=Path, help="folder of shards to score on")
+    parser.add_argument("shards", help="folder of shards to score on, or the URL of one")
     parser.add_argument("--protocol", nargs="+", default=["rgb", "y_uint8"], help="rgb, y_uint8, y_double, gopro")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--json", type=Path, help="also write every picture's numbers to this file")
+    add_cache_options(parser)
     add_net_option(parser)
     args = parser.parse_args(argv)
     set_up_logging()
@@ -66,7 +67,7 @@ def _score(args: argparse.Namespace, device: "torch.device") -> int:
         net = student_of(checkpoint)
     else:
         net, _ = load_net(args.weights, dict(args.net))
-    reader = ShardReader(args.shards)
+    reader = ShardReader(args.shards, cache_of(args))
     fast = prepare_for_inference(net, device=device)
     rows = evaluate(lambda batch: {"student_out": fast(batch.lq)}, reader, protocols=args.protocol, device=device)
     table = means(rows)

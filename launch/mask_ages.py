@@ -27,10 +27,12 @@ def main(argv: list[str] | None = None) -> int:
 def compare(folder: Path) -> int:
     """Print one line for each age: pairs, and IoU, over the whole run and its first and last third."""
     from dist_train.config import load_run
-    from dist_train.data.reader import ShardReader
+    from dist_train.data.mixture import open_training
     from dist_train.priors.mask_files import iou_by_age
+    from shards.cache import ShardCache
 
-    reader = ShardReader(load_run(folder / "config.yaml").data.train)
+    data = load_run(folder / "config.yaml").data
+    reader = open_training(data, ShardCache(data.cache_dir, limit_gib=data.cache_gib))
     sizes_px = {key: reader.size_px(number) for number, key in enumerate(reader.keys)}
     ages = iou_by_age(folder / "masks", sizes_px)
     if not ages:

@@ -11,7 +11,7 @@ sections in `RunConfig._check`, and what depends on the number of ranks in `plan
 nothing is written back.
 """
 
-from dist_train.config.data import DataConfig, MixupConfig, PatchChange, RainmixConfig
+from dist_train.config.data import DataConfig, DataSetConfig, MixupConfig, PatchChange, RainmixConfig
 from dist_train.config.fields import host_and_port
 from dist_train.config.losses import LossConfig, SgrConfig, SpdConfig
 from dist_train.config.nets import (
@@ -55,6 +55,7 @@ __all__ = [
     "CheckpointConfig",
     "CustomConfig",
     "DataConfig",
+    "DataSetConfig",
     "EfficientDerainConfig",
     "EngineConfig",
     "EvalConfig",

@@ -46,11 +46,23 @@ class EngineConfig(Section):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """bf16 and fp16 are autocast: parameters and optimizer stay float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    offload_optimizer: bool = False
+    """Keep Adam's moments and step in the CPU's memory (ZeRO-Offload): for GPUs that are too small, at the price of
+    moving gradients and weights each step."""
+    recompute_teacher: bool = False
+    """Activation checkpointing: the teacher's blocks keep their inputs alone and compute the rest again when going
+    back. The numbers stay the same."""
+    compile: bool = False
+    """torch.compile student and teacher; the first steps take minutes."""
     hang_timeout_s: Positive = 1800.0
-    """If a step takes longer, every rank prints where it stands and exits. Also how long a rank waits for the others,
-    as it does while the main one draws pictures: raise it for SAM on a CPU."""
+    """If a step takes longer, every rank says where it stands and exits; see dist_train/watchdog.py. Also how long the
+    ranks wait for each other at the start."""
+    slow_timeout_s: Positive = 7200.0
+    """The same for all that is no step: the start, and validation, pictures and checkpoint together. Also how long a
+    rank waits for the others, as it does while the main one draws pictures: raise it for SAM on a CPU."""
     max_bad_steps: Count = 3
-    """Steps in a row with a gradient that is not finite before all ranks stop; each one is skipped by all."""
+    """Steps in a row with a gradient that is not finite before all ranks stop; each one is skipped by all, and the last
+    one's samples are kept in RUN/bad_steps."""
 
 
 class EvalConfig(Section):
@@ -73,6 +85,15 @@ class CheckpointConfig(Section):
     """Newest checkpoints kept; never fewer than two, since the last may be in the making when power fails."""
 
 
+class ProfileConfig(Section):
+    """Steps whose every operation is traced by torch.profiler, into RUN/trace-rankR.json.gz for chrome://tracing."""
+
+    from_step: CountOrZero = 0
+    """The first; 0: no trace. Not among the first ten, which are slower than the rest."""
+    steps: Count = 3
+    """How many; each takes some MB."""
+
+
 class TrackConfig(Section):
     """What is written down. metrics.jsonl always is; wandb is a view of it."""
 
@@ -87,6 +108,9 @@ class TrackConfig(Section):
     project: str = "restill"
     progress: bool = True
     """A progress bar on the main rank."""
+    profile: ProfileConfig = ProfileConfig()
+    samples: bool = False
+    """Write every sample that a rank sees, with a hash of its pixels, to samples-rankR.jsonl."""
 
 
 class RunConfig(Section):
@@ -144,6 +168,18 @@ class RunConfig(Section):
                 f"engine.precision={self.engine.precision} needs engine.zero_stage=1, 2 or 3: DeepSpeed's stage 0 "
                 "computes half precision differently from the others. Set engine.zero_stage=1"
             )
+        if self.engine.offload_optimizer and (self.engine.zero_stage == 0 or self.engine.precision == "fp16"):
+            raise ValueError(
+                "engine.offload_optimizer=true needs engine.zero_stage=1, 2 or 3, and fp32 or bf16: DeepSpeed's stage "
+                "0 has no such thing, and fp16's loss scale was never tried with it"
+            )
+        if self.engine.compile and self.engine.zero_stage == 3:
+            raise ValueError(
+                "engine.compile=true needs engine.zero_stage=0, 1 or 2: stage 3's hooks break every net into pieces, "
+                "which compile for minutes and run no faster"
+            )
+        if self.engine.recompute_teacher:
+            self._check_recompute()
         if self.engine.precision == "fp16" and self.engine.device == "cpu":
             raise ValueError("engine.precision=fp16 needs a GPU; on the CPU use bf16 or fp32")
         if self.optim.min_lr > self.optim.lr:
@@ -162,6 +198,14 @@ class RunConfig(Section):
         if self.task == "distill":
             self._check_prior()
         return self
+
+    def _check_recompute(self) -> None:
+        net = (self.teacher.net or self.student).name
+        if self.task != "distill" or net not in ("nafnet", "uformer", "efficientderain"):
+            raise ValueError(
+                "engine.recompute_teacher=true is for teachers of nafnet, uformer or efficientderain, whose blocks "
+                f"give the same numbers twice; here task={self.task} and the teacher is of {net}. Set it to false"
+            )
 
     def _check_prior(self) -> None:
         prior = self.prior
@@ -185,7 +229,8 @@ class RunConfig(Section):
 def changed_method(before: RunConfig, now: RunConfig) -> list[str]:
     """Settings that make two runs different methods or streams of samples, so that one cannot go on as the other.
 
-    Paths of weights may change; `trainer` compares what lies there. So may the place where masks are made (`remote`).
+    Paths of weights and of data may change; `trainer` compares what lies there. So may the place where masks are made
+    (`remote`), and with data.accept_new_data the shares of data sets.
 
     Returns:
         `key=old is now new`, for each that differs.
@@ -193,7 +238,8 @@ def changed_method(before: RunConfig, now: RunConfig) -> list[str]:
     fixed = (
         "task", "seed", "student", "teacher", "prior", "features", "loss",
         "data.crop_px", "data.progressive", "data.flips", "data.mixup", "data.rainmix",
-        "optim.global_batch", "optim.name",
+        "data.order", "data.window", "data.lanes", "optim.global_batch", "optim.name",
+        *(() if now.data.accept_new_data else ("data.shares",)),
     )  # fmt: skip
     free = (
         "prior.checkpoint", "prior.weights", "prior.download", "prior.points_per_batch", "prior.memory_mib",
@@ -212,6 +258,7 @@ def changed_method(before: RunConfig, now: RunConfig) -> list[str]:
 def _local(run: RunConfig) -> dict[str, Any]:
     """The run as plain values, a remote prior as if it were here."""
     tree = run.model_dump(mode="json")
+    tree["data"]["shares"] = dict(zip(run.data.names, run.data.shares, strict=True))
     return tree | {"prior": tree["prior"]["of"]} if run.prior.name == "remote" else tree
 
 

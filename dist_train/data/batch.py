@@ -1,11 +1,22 @@
 """What the loader hands to a task."""
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dist_train.data.augment import apply_geometry
+
+
+class BadSample(NamedTuple):
+    """A sample that could not be read, and was replaced by a stand-in."""
+
+    key: str
+    position: int
+    shard: str
+    """Where it lies."""
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -25,8 +36,8 @@ class Batch:
 
     With MixUp that of the first of the two pictures: masks carried over from a whole picture then outline that one
     alone, though it may weigh less than the other. A prior that looks at the mixed picture itself is not concerned."""
-    bad: tuple[str, ...] = ()
-    """One message for each sample that could not be read and was replaced by a stand-in."""
+    bad: tuple[BadSample, ...] = ()
+    """Each sample that could not be read."""
 
     masks: tuple[Tensor, ...] | None = None
     """Of each row (K,H,W) bool, K its own, in any order, some perhaps empty: what the shards hold, cut as the row's lq

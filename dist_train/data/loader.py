@@ -1,6 +1,7 @@
 """The endless stream of training batches: each rank's share of each global batch."""
 
 import itertools
+import signal
 from collections.abc import Generator, Iterator
 from dataclasses import replace
 from typing import NamedTuple
@@ -9,29 +10,34 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from dist_train.config import BatchPlan, DataConfig
 from dist_train.data.augment import geometry_at, turned
-from dist_train.data.batch import Batch
+from dist_train.data.batch import BadSample, Batch
 from dist_train.data.mix import mixup, mixup_weight, rainmix, streak_pictures
-from dist_train.data.order import MIXUP, RAINMIX, STAND_IN, Chance, draws, partner_at, sample_at
-from dist_train.data.reader import BadSampleError, Box, ShardReader
+from dist_train.data.mixture import Pairs, order_of
+from dist_train.data.order import MIXUP, RAINMIX, STAND_IN, Chance, Order, draws, partner_at
+from dist_train.data.reader import BadSampleError, Box
 
 _READS = 3  # of a sample that fails
 _STAND_INS = 8  # tried for it
+_LAST_S = 60  # that a worker goes on for after SIGTERM
+_AHEAD = 16  # steps for which a shard that is far away is asked for before it is needed
 
 
 def training_batches(
-    reader: ShardReader,
+    reader: Pairs,
     data: DataConfig,
     *,
     seed: int,
     plan: BatchPlan,
+    order: Order | None = None,
     rank: int = 0,
     world: int = 1,
     start_step: int = 0,
     masks: bool = False,
+    device: torch.device | str = "cpu",
 ) -> Generator[Batch, None, None]:
     """Micro-batches of one rank, without end.
 
@@ -44,9 +50,11 @@ def training_batches(
         data: crops, augmentation, workers.
         seed: of the run.
         plan: for this `world`.
+        order: of the samples; None: `order_of` the reader, from the beginning.
         rank, world: whose share.
         start_step: step to begin with; resuming reads nothing twice.
         masks: whether batches bring the masks that the shards hold.
+        device: where they are wanted. Pictures travel there as bytes, and become floats there.
 
     Returns:
         A generator; closing it (or dropping it) ends its workers.
@@ -55,15 +63,16 @@ def training_batches(
         ValueError: the data set does not fit the configuration. Raised here, not at the first batch.
     """
     _check_fit(reader, data, plan)
+    order = order or order_of(reader, data, seed=seed, global_batch=plan.global_batch)
     loader: DataLoader = DataLoader(
-        _Samples(reader, data, seed, plan.global_batch, masks=masks),
+        _Samples(reader, order, data, seed, plan.global_batch, masks=masks),
         batch_sampler=_positions(plan, rank=rank, world=world, start_step=start_step),
         num_workers=data.workers,
         collate_fn=_collate,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_set_up_worker,
         generator=torch.Generator(),  # else the loader draws from the global one, and resuming is not exact
     )
-    return _finished(loader)
+    return _finished(loader, device)
 
 
 def _positions(plan: BatchPlan, *, rank: int, world: int, start_step: int) -> Iterator[range]:
@@ -83,15 +92,18 @@ class _Sample(NamedTuple):
     key: str
     position: int
     geometry: tuple[int, int, int, int]
-    bad: tuple[str, ...]
+    bad: tuple[BadSample, ...]
     masks: Tensor | None
 
 
 class _Samples(Dataset):
     """Position in the stream -> sample."""
 
-    def __init__(self, reader: ShardReader, data: DataConfig, seed: int, global_batch: int, *, masks: bool) -> None:
-        self.reader, self.data, self.seed, self.global_batch, self.masks = reader, data, seed, global_batch, masks
+    def __init__(
+        self, reader: Pairs, order: Order, data: DataConfig, seed: int, global_batch: int, *, masks: bool
+    ) -> None:
+        self.reader, self.order, self.data, self.masks = reader, order, data, masks
+        self.seed, self.global_batch = seed, global_batch
         folder = data.rainmix and data.rainmix.streaks
         self.streaks = streak_pictures(folder, least_px=_largest_crop(data)[1]) if folder else ()
 
@@ -108,28 +120,32 @@ class _Samples(Dataset):
         return sample._replace(lq=lq, gt=gt, bad=sample.bad + partner.bad)
 
     def _unmixed(self, position: int) -> _Sample:
-        number = sample_at(position, seed=self.seed, num_samples=len(self.reader))
-        number, geometry, (lq_u8, gt_u8, cut), bad = self._readable(number, position)
+        self.reader.prefetch(self.order.at(position + _AHEAD * self.global_batch))
+        number, geometry, (lq_u8, gt_u8, cut), bad = self._readable(position)
         lq, gt = (turned(torch.from_numpy(rgb).permute(2, 0, 1), geometry) for rgb in (lq_u8, gt_u8))
         if config := self.data.rainmix:
             chance = Chance(self.seed, position, RAINMIX)
             rainy = rainmix(lq.numpy(), gt.numpy(), chance, clean=config.clean, streaks=self.streaks)
             lq = torch.from_numpy(rainy)
         masks = None if cut is None else turned(torch.from_numpy(cut), geometry).contiguous()
-        return _Sample(lq, gt, self.reader.keys[number], position, geometry, (bad,) if bad else (), masks)
+        return _Sample(lq, gt, self.reader.keys[number], position, geometry, bad, masks)
 
-    def _readable(self, number: int, position: int) -> tuple[int, Geometry, _Read, str | None]:
+    def _readable(self, position: int) -> tuple[int, Geometry, _Read, tuple[BadSample, ...]]:
         """The sample, or a stand-in that depends on the position alone, so that it too is the same for any world."""
+        number = self.order.at(position)
         try:
-            return number, *self._read(number, position), None
+            return number, *self._read(number, position), ()
         except BadSampleError as error:
+            if self.data.strict:
+                raise
+            bad = BadSample(self.reader.keys[number], position, error.url, str(error))
             for draw in draws(self.seed, position, STAND_IN, _STAND_INS):
                 stand_in = draw % len(self.reader)
                 try:
                     read = self._read(stand_in, position)
                 except BadSampleError:
                     continue
-                return stand_in, *read, str(error)  # the same message each epoch: samples are counted, not visits
+                return stand_in, *read, (bad,)
             raise
 
     def _read(self, number: int, position: int) -> tuple[Geometry, _Read]:
@@ -150,19 +166,20 @@ class _Samples(Dataset):
 def _collate(samples: list[_Sample]) -> Batch:
     masks = [sample.masks for sample in samples if sample.masks is not None]  # of all or of none
     return Batch(
-        lq=torch.stack([sample.lq for sample in samples]),
-        gt=torch.stack([sample.gt for sample in samples]),
+        lq=default_collate([sample.lq for sample in samples]),  # in a worker, at once into memory that is shared
+        gt=default_collate([sample.gt for sample in samples]),
         keys=tuple(sample.key for sample in samples),
         positions=torch.tensor([sample.position for sample in samples]),
         geometry=torch.tensor([sample.geometry for sample in samples]),
-        bad=tuple(message for sample in samples for message in sample.bad),
+        bad=tuple(bad for sample in samples for bad in sample.bad),
         masks=tuple(masks) if masks else None,
     )
 
 
-def _finished(loader: DataLoader) -> Generator[Batch, None, None]:
+def _finished(loader: DataLoader, device: torch.device | str) -> Generator[Batch, None, None]:
     try:
-        for batch in loader:
+        for of_bytes in loader:
+            batch = of_bytes.to(device)
             yield replace(batch, lq=batch.lq.float().div_(255), gt=batch.gt.float().div_(255))
     except Exception as error:
         if loader.num_workers:
@@ -172,14 +189,18 @@ def _finished(loader: DataLoader) -> Generator[Batch, None, None]:
         raise
 
 
-def _one_thread(_: int) -> None:
+def _set_up_worker(_: int) -> None:
     cv2.setNumThreads(0)  # torch does the same for itself
+    # A cluster's SIGTERM goes to every process. The rank wants its batches to end the step and save, and ends us then;
+    # one that has failed sends it too, as it exits, and waits for us.
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_LAST_S))
 
 
-def _check_fit(reader: ShardReader, data: DataConfig, plan: BatchPlan) -> None:
+def _check_fit(reader: Pairs, data: DataConfig, plan: BatchPlan) -> None:
+    where = ", ".join(str(part.folder) for part in reader.parts)
     if plan.global_batch > len(reader):
         raise ValueError(
-            f"optim.global_batch={plan.global_batch} but data.train={reader.folder} has {len(reader)} samples; set "
+            f"optim.global_batch={plan.global_batch} but data.train={where} has {len(reader)} samples; set "
             f"optim.global_batch to at most {len(reader)}, or write more samples"
         )
     setting, crop_px = _largest_crop(data)
@@ -188,7 +209,7 @@ def _check_fit(reader: ShardReader, data: DataConfig, plan: BatchPlan) -> None:
     if small:
         listed = ", ".join(small[:10]) + (f" and {len(small) - 10} more" if len(small) > 10 else "")
         raise ValueError(
-            f"{setting}={crop_px} but data.train={reader.folder} has smaller pictures: {listed}; set "
+            f"{setting}={crop_px} but data.train={where} has smaller pictures: {listed}; set "
             f"{setting} to at most {min(map(min, sizes.values()))}, or write the shards without them"
         )
 

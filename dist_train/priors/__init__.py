@@ -2,8 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -11,7 +10,7 @@ import torch
 
 from dist_train import ranks
 from dist_train.config import CachedConfig, PriorConfig, RemoteConfig, RunConfig
-from dist_train.priors.cached import CachedPrior, Pictures
+from dist_train.priors.cached import CachedPrior, EpochAt, Pictures
 from dist_train.priors.mask_files import MaskFiles
 from dist_train.priors.masks import Prior
 from dist_train.priors.psp import load_psp_prior
@@ -20,6 +19,7 @@ from dist_train.priors.remote import load_remote_prior
 from dist_train.priors.sam import load_sam_prior
 from dist_train.priors.stored import StoredPrior, how_to_store
 from dist_train.priors.vgg import Features, load_features
+from dist_train.spans import Span, no_span
 from shards.schema import Masks
 
 PRIORS: dict[str, Callable[[Any, torch.device], Prior]] = {
@@ -37,8 +37,8 @@ class Priors(NamedTuple):
 
     masks: Prior | None = None
     features: Features | None = None
-    timing: Callable[[], AbstractContextManager] = nullcontext
-    """Held around the making of masks, by whoever wants to know what it costs."""
+    span: Span = no_span
+    """Held around the parts of a forward pass, by whoever wants to know what they cost."""
 
     def describe(self) -> dict[str, Any]:
         """What they are, for the run record."""
@@ -46,16 +46,28 @@ class Priors(NamedTuple):
         return {name: part.describe() for name, part in parts.items() if part is not None}
 
 
-class DataSet(Pictures, Protocol):
-    """What is asked of the pictures: `dist_train.data.reader.ShardReader`."""
+class Part(Protocol):
+    """One data set of those that pictures come from: `dist_train.data.reader.ShardReader`."""
 
     @property
-    def folder(self) -> Path:
-        """Where it lies."""
+    def folder(self) -> Path | str:
+        """Where it lies: a folder here, or a URL."""
 
     @property
     def masks_note(self) -> Masks | None:
         """Where the masks in it come from, if there are any."""
+
+
+class DataSet(Pictures, Protocol):
+    """What is asked of the pictures: `dist_train.data.mixture.Pairs`."""
+
+    @property
+    def parts(self) -> Sequence[Part]:
+        """The data sets it is made of."""
+
+    @property
+    def masks_note(self) -> Masks | None:
+        """Where the masks in it come from, if there are any in all parts."""
 
 
 def build_prior(config: PriorConfig, device: torch.device) -> Prior:
@@ -75,6 +87,7 @@ def build_priors(
     train: DataSet,
     val: DataSet | None,
     checkpoints: Callable[[], Iterable[int]],
+    epoch_at: EpochAt | None = None,
 ) -> Priors:
     """All that a run needs, and no more.
 
@@ -83,28 +96,34 @@ def build_priors(
         device: of this rank.
         train, val: its pictures.
         checkpoints: steps of the run's checkpoints on the disk, at the moment of the call.
+        epoch_at: see `CachedPrior`.
 
     Raises:
         ValueError, OSError: as `build_prior`; or the shards have no masks and the prior is `stored`.
     """
     return Priors(
-        masks=_prior_of(run, device, train, val, checkpoints) if run.task == "distill" else None,
+        masks=_prior_of(run, device, train, val, checkpoints, epoch_at) if run.task == "distill" else None,
         features=load_features(run.features, device) if run.uses_sgr else None,
     )
 
 
 def _prior_of(
-    run: RunConfig, device: torch.device, train: DataSet, val: DataSet | None, checkpoints: Callable[[], Iterable[int]]
+    run: RunConfig,
+    device: torch.device,
+    train: DataSet,
+    val: DataSet | None,
+    checkpoints: Callable[[], Iterable[int]],
+    epoch_at: EpochAt | None,
 ) -> Prior:
     config = run.prior
     if config.name == "stored":
         looked_at = {"data.train": train}
         if val and (run.eval.teacher or run.track.pictures_every):
             looked_at["data.val"] = val  # for eval.teacher and the panels of track.pictures_every
-        for setting, data in looked_at.items():
-            if data.masks_note is None:
+        for setting, part in ((setting, part) for setting, data in looked_at.items() for part in data.parts):
+            if part.masks_note is None:
                 raise ValueError(
-                    f"prior.name=stored, but {setting}={data.folder} holds no masks; {how_to_store(data.folder)}: "
+                    f"prior.name=stored, but {setting}={part.folder} holds no masks; {how_to_store(part.folder)}: "
                     f"then set {setting} to that"
                 )
         return StoredPrior(config, train.masks_note)
@@ -119,6 +138,7 @@ def _prior_of(
             files=MaskFiles(folder, memory_mib=config.memory_mib),
             global_batch=run.optim.global_batch,
             checkpoints=checkpoints,
+            epoch_at=epoch_at,
             sharded=run.engine.zero_stage == 3,
         )
     return build_prior(config, device)

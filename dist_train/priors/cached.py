@@ -32,9 +32,12 @@ from shards.schema import ShardError
 
 log = logging.getLogger(__name__)
 
+EpochAt = Callable[[int, int], int]
+"""Position in the stream, number of a sample -> the epoch in which its data set is there (`Order.epoch_at`)."""
+
 
 class Pictures(Protocol):
-    """Whole degraded pictures by number: `dist_train.data.reader.ShardReader`."""
+    """Whole degraded pictures by number: `dist_train.data.mixture.Pairs`."""
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -62,6 +65,7 @@ class CachedPrior:
         files: where the masks lie.
         global_batch: samples of a step.
         checkpoints: steps of the checkpoints on the disk, at the moment of the call.
+        epoch_at: in which each sample is visited once; None: of one data set from the beginning of the stream.
         sharded: whether ranks share the student's weights among them (ZeRO-3).
     """
 
@@ -74,11 +78,13 @@ class CachedPrior:
         files: MaskFiles,
         global_batch: int,
         checkpoints: Callable[[], Iterable[int]] = tuple,
+        epoch_at: EpochAt | None = None,
         sharded: bool = False,
     ):
         self._inner, self._config, self._pictures, self._files = inner, config, pictures, files
         self._global_batch, self._checkpoints, self._sharded = global_batch, checkpoints, sharded
         self._numbers = {key: number for number, key in enumerate(pictures.keys)}
+        self._epoch_at = epoch_at or (lambda position, _: position // len(self._numbers))
 
     def __call__(self, images: Tensor, batch: Samples | None = None, *, restore: Restore | None = None) -> MaskSet:
         """The masks of each sample's whole picture, carried to its crop; see `Prior`."""
@@ -88,18 +94,18 @@ class CachedPrior:
                 [masks & valid[:, None, None] for masks, valid in zip(outside.masks, outside.valid, strict=True)]
             )
         assert restore is not None, "pictures of the stream come with the student"
-        num, positions = len(self._numbers), batch.positions.tolist()
-        epochs = [position // num for position in positions]
+        positions, numbers = batch.positions.tolist(), [self._numbers[key] for key in batch.keys]
+        epochs = [self._epoch_at(*visit) for visit in zip(positions, numbers, strict=True)]
         versions = [version_at(epoch, self._config.refresh) for epoch in epochs]
         found = [
-            None if version == epoch else self._files.read(key, version, self._pictures.size_px(self._numbers[key]))
-            for key, epoch, version in zip(batch.keys, epochs, versions, strict=True)
+            None if version == epoch else self._files.read(key, version, self._pictures.size_px(number))
+            for key, number, epoch, version in zip(batch.keys, numbers, epochs, versions, strict=True)
         ]
         absent = [row for row, masks in enumerate(found) if masks is None]
         # Where a step straddles two epochs a sample may come twice, and its masks of the first are made in this very
         # step, perhaps on another rank. They are made here too, then, from the same weights.
-        begun = positions[0] // self._global_batch * self._global_batch // num
-        lost = [row for row in absent if versions[row] < begun]
+        first = positions[0] // self._global_batch * self._global_batch
+        lost = [row for row in absent if versions[row] < self._epoch_at(first, numbers[row])]
         if self._sharded:
             # Each pass of the student gathers its weights from all ranks, so all must pass equally often. A batch that
             # straddles two epochs, or a file that is lost, gives one rank more to do than another.
@@ -131,8 +137,9 @@ class CachedPrior:
     def _make(self, image: Tensor, batch: Samples, row: int, version: int, restore: Restore) -> Tensor:
         """Make and keep the masks of a whole picture; returns them carried to the crop."""
         key = batch.keys[row]
+        number = self._numbers[key]
         try:
-            lq = self._pictures.lq(self._numbers[key])
+            lq = self._pictures.lq(number)
         except ShardError as error:
             # The loader could read it a moment ago. One rank must not stop alone, nor leave out its pass.
             log.warning("%s; this once the masks are of the crop alone", error)
@@ -140,7 +147,7 @@ class CachedPrior:
             return _only_valid(self._inner(image))
         whole = torch.from_numpy(lq).to(image.device).permute(2, 0, 1)[None].float() / 255
         masks = _only_valid(self._inner(restore(whole)))
-        going_on = {step * self._global_batch // len(self._numbers) for step in self._checkpoints()}
+        going_on = {self._epoch_at(step * self._global_batch, number) for step in self._checkpoints()}
         refresh = self._config.refresh
         keep = {version - refresh, *(version_at(epoch, refresh) for epoch in going_on)}
         self._files.write(key, version, masks.cpu().numpy(), keep=keep)

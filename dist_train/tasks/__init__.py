@@ -1,9 +1,12 @@
 """What is trained: nets and losses as one module, `forward(batch, priors) -> losses`."""
 
+import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from dist_train.config import RunConfig
 from dist_train.nets import build_net, build_teacher
+from dist_train.priors.masks import MaskSet
 from dist_train.tasks.distill import DistillTask
 from dist_train.tasks.plain import PlainTask
 
@@ -41,3 +44,27 @@ def count_parameters(task: nn.Module) -> dict[str, int]:
         name: sum(parameter.numel() for parameter in part.parameters() if parameter.requires_grad)
         for name, part in parts.items()
     }
+
+
+@torch.no_grad()
+def sample_flops(task: nn.Module, run: RunConfig, device: torch.device) -> float:
+    """What training on one sample costs student and teacher: FLOPs, two for each multiply-add.
+
+    Of one pass forwards, by PyTorch's count of convolutions, products of matrices and attention; backwards costs twice
+    that. What the teacher computes again with engine.recompute_teacher, priors, VGG and losses do not count.
+
+    Args:
+        task: new, its weights whole; moved to the device.
+        run: for size and number of masks.
+        device: where nets run that may run nowhere else.
+    """
+    training, px = task.training, run.data.crop_px
+    task.to(device).eval()
+    image = torch.zeros(1, 3, px, px, device=device)
+    with FlopCounterMode(display=False) as counter:
+        task.get_submodule("student")(image)
+        if isinstance(task, DistillTask):
+            masks = torch.zeros(1, run.prior.num_masks, px, px, dtype=torch.bool, device=device)
+            task.teacher(image, MaskSet(masks, masks.any((2, 3))))
+    task.train(training)
+    return 3.0 * counter.get_total_flops()

@@ -67,7 +67,7 @@ class DistillTask(nn.Module):
         teacher_trace: Trace = {}
         student_out, teacher_out, masks = self._cascade(batch, priors, student_trace, teacher_trace)
         # Losses in float32 whatever the nets ran in: differences of two restored pictures are small.
-        with torch.autocast(student_out.device.type, enabled=False):
+        with priors.span("losses"), torch.autocast(student_out.device.type, enabled=False):
             student_out, teacher_out = student_out.float(), teacher_out.float()
             rec, gt = partial(reconstruction, self.loss.rec), batch.gt
             terms = {
@@ -78,9 +78,11 @@ class DistillTask(nn.Module):
                 terms["spd"] = spd(student_out, teacher_out, self.loss.spd)
             if self.loss.sgr.weight > 0:
                 assert priors.features is not None
-                with torch.no_grad():
-                    teacher_features = priors.features(teacher_out)
-                terms["sgr"] = sgr(priors.features(student_out), teacher_features, masks, self.loss.sgr)
+                with priors.span("features"):
+                    with torch.no_grad():
+                        teacher_features = priors.features(teacher_out)
+                    student_features = priors.features(student_out)
+                terms["sgr"] = sgr(student_features, teacher_features, masks, self.loss.sgr)
             total = student_total(terms, self.loss) + terms["teacher_rec"]
             if measure:
                 terms |= self._gradient_norms(terms, student_out)
@@ -100,11 +102,13 @@ class DistillTask(nn.Module):
         self, batch: Batch, priors: Priors, student_trace: Trace | None = None, teacher_trace: Trace | None = None
     ) -> tuple[Tensor, Tensor, MaskSet]:
         assert priors.masks is not None
-        student_out = self.student(batch.lq, trace=student_trace)  # Eq. 1
-        with priors.timing():  # Eq. 2: what SAM sees is the restored picture
+        with priors.span("student"):
+            student_out = self.student(batch.lq, trace=student_trace)  # Eq. 1
+        with priors.span("prior"):  # Eq. 2: what SAM sees is the restored picture
             masks = priors.masks(student_out.detach().float(), batch, restore=self._restore_whole)
-        image = student_out.detach() if self.loss.detach_cascade else student_out
-        return student_out, self.teacher(image, masks, teacher_trace), masks  # Eq. 3
+        with priors.span("teacher"):
+            image = student_out.detach() if self.loss.detach_cascade else student_out
+            return student_out, self.teacher(image, masks, teacher_trace), masks  # Eq. 3
 
     @torch.no_grad()
     def _restore_whole(self, lq: Tensor) -> Tensor:

@@ -19,10 +19,11 @@ class PlainTask(nn.Module):
         self.loss = loss
 
     def forward(self, batch: Batch, priors: Priors, *, measure: bool = False) -> dict[str, Tensor]:
-        """Losses of one micro-batch: `student_rec` and `total`. `priors` and `measure` have no meaning here."""
+        """Losses of one micro-batch: `student_rec` and `total`. `measure` has no meaning here."""
         trace: Trace = {}
-        student_out = self.student(batch.lq, trace=trace)
-        with torch.autocast(student_out.device.type, enabled=False):
+        with priors.span("student"):
+            student_out = self.student(batch.lq, trace=trace)
+        with priors.span("losses"), torch.autocast(student_out.device.type, enabled=False):
             student_rec = reconstruction(self.loss.rec, student_out.float(), batch.gt, lq=batch.lq, trace=trace)
         return {"student_rec": student_rec, "total": student_rec}
 

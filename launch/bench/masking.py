@@ -62,7 +62,8 @@ class Stopwatch:
                 torch.cuda.synchronize()
             seconds = dict.fromkeys(("all", *names), 0.0)
             for name, start, end in self._marks:
-                seconds[name] += start.elapsed_time(end) / 1000 if self._cuda else end - start
+                if name in seconds:
+                    seconds[name] += start.elapsed_time(end) / 1000 if self._cuda else end - start
             self._marks.clear()
             next(rows).copy_(torch.tensor(list(seconds.values())))
             return value
@@ -262,7 +263,7 @@ def prepare_step(case: Step) -> Work:
         }[case.provider]()
         batch = Batch(**{**batch.__dict__, "masks": carried})
     watch = Stopwatch(case.device)
-    priors = Priors(masks_of, load_features(run.features, device), timing=lambda: watch.part("prior"))
+    priors = Priors(masks_of, load_features(run.features, device), span=watch.part)
 
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=case.bf16):

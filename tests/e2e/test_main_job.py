@@ -1,5 +1,6 @@
 """The real commands, as subprocesses: shards, two ranks under accelerate launch, resume, evaluate, export, restore."""
 
+import gzip
 import json
 import os
 import subprocess
@@ -19,6 +20,9 @@ pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parents[2]
 ACCELERATE = str(Path(sys.executable).parent / "accelerate")
 LAUNCH = (ACCELERATE, "launch", "--config_file", "launch/accelerate/cpu_2rank.yaml")
+PHASES = (
+    "data", "student", "prior", "teacher", "features", "losses", "backward", "communication", "update", "other",
+)  # fmt: skip
 TERMS = ("loss/student_rec", "loss/teacher_rec", "loss/spd", "loss/sgr", "loss/total")
 
 
@@ -77,6 +81,12 @@ def test_two_ranks_write_the_whole_record(work: Path, two_ranks: str) -> None:
     assert [line["step"] for line in record] == [1, 2, 3, 4]
     assert all(name in line for line in record for name in (*TERMS, "lr", "time/samples_per_s"))
     assert {"gradient_ratio/spd", "gradient_ratio/sgr", "weight/spd", "val/rgb/psnr/teacher"} <= record[1].keys()
+    for line in record:
+        seconds = [line[f"time/{phase}_s"] for phase in PHASES]
+        assert min(seconds) > 0 and sum(seconds) == pytest.approx(line["time/step_s"])
+        assert line["time/tflops"] > 0 and line["memory/host_gib"] > 0 and line["time/spread"] >= 1
+    assert {"time/validation_s", "time/checkpoint_s"} <= record[1].keys() and "time/pictures_s" in record[3]
+    assert json.loads((folder / "heartbeat.json").read_text())["step"] == 4
     (env,) = json.loads((folder / "env.json").read_text())  # one start
     assert env["world_size"] == 2 and env["batch"] == {"global_batch": 4, "batch_per_rank": 2, "grad_accum": 1}
     assert "not SAM" in env["priors"]["masks"]["what"] and "RANDOM" in env["priors"]["features"]["what"]
@@ -98,10 +108,14 @@ def test_again_says_that_it_is_finished(work: Path, two_ranks: str) -> None:
 
 
 def test_unlaunched_sees_the_same_batches_as_two_ranks(work: Path, two_ranks: str) -> None:
-    python("launch.train", str(work / "run.yaml"), "name=alone", "data.workers=0", "engine.zero_stage=0")
+    profile = "track.profile={from_step: 2, steps: 2}"
+    python("launch.train", str(work / "run.yaml"), "name=alone", "data.workers=0", "engine.zero_stage=0", profile)
     for two, one in zip(lines(work, "tiny"), lines(work, "alone"), strict=True):
         for name in TERMS:
             assert one[name] == pytest.approx(two[name], rel=1e-4), (name, one["step"])
+    with gzip.open(work / "runs/alone/trace-rank0.json.gz", "rt") as file:
+        named = [event["name"] for event in json.load(file)["traceEvents"] if event.get("cat") == "user_annotation"]
+    assert named.count("teacher") == named.count("backward") == 2  # one pass in each of two steps
 
 
 def test_stopped_and_resumed_equals_uninterrupted_bit_by_bit(work: Path, two_ranks: str) -> None:

@@ -1,17 +1,18 @@
 """Small real tasks and batches for tests of the engine: the same samples whatever the number of ranks."""
 
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
-from dist_train.config import BatchPlan, RunConfig, parse_run
+from dist_train.config import BatchPlan, RunConfig, VggConfig, parse_run
 from dist_train.data.batch import Batch
 from dist_train.priors import Priors
 from dist_train.priors.regions import RegionsPrior
-from dist_train.priors.vgg import load_features
+from dist_train.priors.vgg import Features, load_features
 from dist_train.tasks import build_task
 
 
@@ -52,9 +53,16 @@ def tiny_task(run: RunConfig) -> nn.Module:
 
 
 def tiny_priors(run: RunConfig) -> Priors:
-    """Regions and random VGG features."""
+    """Regions and random VGG features, as far as the task wants any."""
+    if run.task == "plain":
+        return Priors(masks=None, features=None)
     assert run.prior.name == "regions"
-    return Priors(masks=RegionsPrior(run.prior), features=load_features(run.features, torch.device("cpu")))
+    return Priors(masks=RegionsPrior(run.prior), features=_features(run.features))
+
+
+@lru_cache(maxsize=1)  # twenty million random numbers
+def _features(config: VggConfig) -> Features:
+    return load_features(config, torch.device("cpu"))
 
 
 def tiny_batches(plan: BatchPlan, *, rank: int, world: int, start_step: int = 0, px: int = 16) -> Iterator[Batch]:

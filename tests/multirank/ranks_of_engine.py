@@ -1,17 +1,19 @@
 """What each rank does in tests/multirank/test_engine.py; module-level, so that processes can import it."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-from dist_train import ranks
+from dist_train import checkpoint, ranks
 from dist_train.config import plan_batch
 from dist_train.engine import Engine, learning_rate
 from dist_train.ranks import start_ranks
 from tests.helpers.tasks import tiny_batches, tiny_priors, tiny_run, tiny_task
 
 STEPS = 4
+STAGES = [0, 1, 2, 3]
 
 
 def _engine(stage: int, resumed: Any = None, **sections: Any) -> Engine:
@@ -39,12 +41,12 @@ def _snapshot(engine: Engine) -> Any:
     return SimpleNamespace(state=state, model=engine.weights(), ema=engine.ema_weights(), moments=engine.moments())
 
 
-def losses_of_stages(stages: list[int], sections: dict[str, Any]) -> dict[int, Any]:
+def losses_of_stages(stages: list[int], sections: dict[str, Any], steps: int = STEPS) -> dict[int, Any]:
     """Loss lines and final weights of each stage."""
     result = {}
     for stage in stages:
         engine = _engine(stage, **sections)
-        lines = _steps(engine, STEPS)
+        lines = _steps(engine, steps)
         result[stage] = SimpleNamespace(
             lines=lines, weights=engine.weights(), ema=engine.ema_weights(), moments=engine.moments()
         )
@@ -60,6 +62,39 @@ def resume_everywhere(stages: list[int], start: Any, sections: dict[str, Any]) -
         again = _snapshot(engine)
         result[stage] = (again, _steps(engine, 2))
         engine.close()
+    return result
+
+
+def save_in_every_stage(folder: Path, sections: dict[str, Any]) -> dict[int, list[dict[str, float]]]:
+    """Two steps, a checkpoint in FOLDER/stage-S, one more step, in each stage: the loss lines of that one."""
+    result = {}
+    for stage in STAGES:
+        engine = _engine(stage, **sections)
+        _steps(engine, 2)
+        checkpoint.save(
+            folder / f"stage-{stage}",
+            state={"step": engine.step_count},
+            model=engine.weights(),
+            ema=engine.ema_weights(),
+            moments=engine.moments(),
+            keep=2,
+        )
+        result[stage] = _steps(engine, 1)
+        engine.close()
+    return result
+
+
+def resume_from_files(folders: list[Path], sections: dict[str, Any]) -> dict[tuple[Path, int], list[dict[str, float]]]:
+    """From each folder's newest checkpoint, in each stage: the loss lines of one more step."""
+    result = {}
+    for folder in folders:
+        found = checkpoint.find_agreed(folder)
+        assert found is not None
+        saved = checkpoint.load(found)
+        for stage in STAGES:
+            engine = _engine(stage, resumed=saved, **sections)
+            result[folder, stage] = _steps(engine, 1)
+            engine.close()
     return result
 
 
@@ -88,9 +123,9 @@ def nan_on_one_rank(stages: list[int], sections: dict[str, Any]) -> dict[int, An
     return result
 
 
-def nan_for_ever() -> str:
+def nan_for_ever(out: Path) -> str:
     """All further samples of rank 1 are NaN: what does every rank say in the end?"""
-    engine = _engine(2)
+    engine = _engine(2, out=str(out))
     batches = _poisoned(tiny_batches(engine.plan, rank=ranks.rank(), world=ranks.world_size()))
     try:
         for _ in range(10):
@@ -98,6 +133,21 @@ def nan_for_ever() -> str:
     except RuntimeError as error:
         return f"{engine.step_count} {error}"
     return "went on"
+
+
+def nan_gradient_for_ever(stages: list[int], out: Path) -> dict[int, str]:
+    """One gradient of rank 1 is NaN in every step, no loss is: what does every rank say in the end?"""
+    said = {}
+    for stage in stages:
+        engine = _engine(stage, engine={"max_bad_steps": 2}, out=str(out / str(stage)))
+        if ranks.rank() == 1:
+            engine.task.get_parameter("student.intro.weight").register_hook(lambda gradient: gradient * torch.nan)
+        try:
+            _steps(engine, 10)
+        except RuntimeError as error:
+            said[stage] = f"{engine.step_count} {error}"
+        engine.close()
+    return said
 
 
 def _poisoned(batches: Any, *, only: int | None = None) -> Any:
@@ -131,14 +181,14 @@ def fp16_overflow(stages: list[int]) -> dict[int, Any]:
     return result
 
 
-def plain_loop() -> Any:
+def plain_loop(steps: int = STEPS) -> Any:
     """The same run without DeepSpeed: torch's Adam on whole batches, its learning rate from the schedule."""
     run = tiny_run()
     task = tiny_task(run)
     optimizer = torch.optim.Adam(task.parameters(), betas=run.optim.betas)
     batches, priors = tiny_batches(plan_batch(run.optim, 1), rank=0, world=1), tiny_priors(run)
     losses = []
-    for step in range(STEPS):
+    for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(run.optim, step)
         terms = task(next(batches), priors)

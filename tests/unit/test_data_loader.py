@@ -211,8 +211,11 @@ def test_a_bad_sample_is_reported_and_replaced_alike_everywhere_and_no_other_cha
         assert len(after[4]) == len(hit)
         for row in range(GLOBAL):
             assert torch.equal(before[0][row], after[0][row]) == (row not in hit)
-        for row, message in zip(hit, after[4], strict=True):
-            assert "s-5.gt: crc32 differs" in message and after[2][row] != "s-5"
+        for row, bad in zip(hit, after[4], strict=True):
+            assert bad.key == "s-5" != after[2][row] and "s-5.gt: crc32 differs" in bad.reason
+            assert bad.shard == str(folder / "000000.tar")
+    with pytest.raises(BadSampleError, match="s-5.gt: crc32 differs"):
+        list(global_batches(folder, world=1, strict=True))
 
 
 def test_a_read_that_fails_once_is_read_again(folder, monkeypatch):
