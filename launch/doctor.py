@@ -57,6 +57,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "paths", nargs="*", type=Path, metavar="PATH", help="a folder of shards, a run, a configuration, weights"
     )
+    parser.add_argument(
+        "--slurm", action="store_true", help="also what slurm/train.sh claims, on a login node of the cluster"
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where runs are written (default: runs)")
     args = parser.parse_args(argv)
     checks: list[tuple[str, Callable[[], Findings]]] = [
@@ -70,6 +73,11 @@ def main(argv: list[str] | None = None) -> int:
         ("weights", check_cached_weights),
         *((str(path), lambda path=path: check_path(path)) for path in args.paths),
     ]
+    if args.slurm:
+        from launch.doctor_slurm import check_slurm
+
+        configs = [path for path in args.paths if path.suffix in (".yaml", ".yml")]
+        checks.append(("slurm", lambda: check_slurm(args.runs, configs)))
     num_failed = 0
     for subject, check in checks:
         for finding in examine(subject, check):
@@ -298,7 +306,7 @@ def check_config(path: Path) -> Findings:
 
     run = load_run(path)
     yield Finding("ok", str(path), f"run {run.name}: {run.task}, {run.student.name}, {run.optim.steps} steps")
-    for folder in filter(None, (run.data.train, run.data.val)):
+    for folder in filter(None, (*(part.path for part in run.data.sets), run.data.val)):
         if Path(folder).exists():
             yield from check_shards(Path(folder))
         else:
