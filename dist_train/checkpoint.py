@@ -5,7 +5,7 @@
             model.safetensors       student.* and teacher.*, float32
             ema.safetensors         moving average of the student, without prefix
             moments.safetensors     exp_avg.* and exp_avg_sq.* of Adam
-            state.json              step, samples_seen, configuration, data, commit, versions
+            state.json              step, samples_seen, scores, configuration, data, commit, versions
             MANIFEST.json           size and sha256 of each file above, written last
 
 Everything is gathered before it is written, so what one world size saved any other can load: at the sizes of
@@ -16,8 +16,10 @@ No random state is kept because there is none: all draws are pure functions of s
 position.
 """
 
+import contextlib
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -67,14 +69,16 @@ def save(
     ema: dict[str, Tensor] | None,
     moments: dict[str, Any],
     keep: int,
+    best_by: str | None = None,
 ) -> Path:
     """Write a checkpoint; the main rank writes, all ranks call and all learn of a failure.
 
     Args:
         folder: the run's `checkpoints` folder.
-        state: must hold `step`.
+        state: must hold `step`; may hold `scores`, of these very weights.
         model, ema, moments: gathered; see `Checkpoint`.
         keep: how many of the newest stay.
+        best_by: name of a score; of all checkpoints so far the one that has most of it stays too.
 
     Raises:
         OSError: on every rank if the main one could not write (disk full, no permission); older checkpoints are intact.
@@ -87,7 +91,8 @@ def save(
         except OSError as error:
             shutil.rmtree(_temporary(target), ignore_errors=True)  # it may be what fills the disk
             raise OSError(f"checkpoint {target} was not written: {error}; mend it, then start again") from error
-        _prune(target, keep)
+        log.info("saved %s", target)
+        _prune(target, keep, best_by)
 
     ranks.on_main(write)
     return target
@@ -110,15 +115,17 @@ def find(path: Path) -> Path | None:
             raise ValueError(f"checkpoint {path} is damaged: {problem}; choose another")
         return path
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    candidates = _all_in(folder)[::-1]
-    for candidate in candidates:
+    problems = []
+    for candidate in _all_in(folder)[::-1]:
         problem = verify(candidate)
         if problem is None:
             return candidate
         log.warning("checkpoint %s is passed over: %s", candidate, problem)
-    if candidates:
+        problems.append(problem)
+    if problems:
         raise ValueError(
-            f"none of the {len(candidates)} checkpoints in {folder} verifies; move the folder away to start anew"
+            f"none of the {len(problems)} checkpoints in {folder} can be used, the newest because {problems[0]}. Put a "
+            "whole one there, or move the folder away to start anew"
         )
     return None
 
@@ -144,15 +151,23 @@ def verify(path: Path) -> str | None:
         manifest = json.loads((path / "MANIFEST.json").read_text())
     except (OSError, ValueError) as error:
         return f"no readable MANIFEST.json ({error})"
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        return f"its format is not {FORMAT!r}"
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if found != FORMAT:
+        return (
+            f"its format is {found!r}, and this code reads {FORMAT!r}: go on with the code that wrote it, or export "
+            "its student there and name that in init.student"
+        )
     for name, expected in manifest["files"].items():
         file = path / name
         if not file.is_file():
             return f"{name} is missing"
         if file.stat().st_size != expected["bytes"]:
             return f"{name} has {file.stat().st_size} bytes instead of {expected['bytes']}"
-        if sha256_of(file) != expected["sha256"]:
+        try:
+            found = sha256_of(file)
+        except OSError as error:  # of a bad disk, for example
+            return f"{name} cannot be read ({error})"
+        if found != expected["sha256"]:
             return f"{name} has changed since it was written"
     return None
 
@@ -227,12 +242,28 @@ def _flatten(moments: dict[str, Any]) -> dict[str, Tensor]:
     }
 
 
-def _prune(newest: Path, keep: int) -> None:
-    """Keep `newest` and those before it. Any after it are of an abandoned course: damaged, or the run went back."""
+def _prune(newest: Path, keep: int, best_by: str | None) -> None:
+    """Keep `newest`, some before it and the best. Any after it are of an abandoned course: damaged, or the run went
+    back."""
     steps = _all_in(newest.parent)
     index = steps.index(newest)
+    best = _best(steps[: index + 1], best_by) if best_by else None
     for other in steps[: max(index + 1 - keep, 0)] + steps[index + 1 :]:
-        shutil.rmtree(other)
+        if other != best:
+            try:
+                shutil.rmtree(other)
+            except OSError as error:  # as NFS's, while somebody reads it; what was to be saved is
+                log.warning("%s could not be removed: %s", other, error)
+
+
+def _best(paths: list[Path], score: str) -> Path | None:
+    """The checkpoint that has most of a score, of several the oldest; None if none has it."""
+    found: list[tuple[float, Path]] = []
+    for path in paths:
+        with contextlib.suppress(OSError, ValueError):  # it is damaged
+            value = json.loads((path / "state.json").read_text()).get("scores", {}).get(score, math.nan)
+            found += [] if math.isnan(value) else [(value, path)]
+    return max(found, key=lambda item: item[0])[1] if found else None
 
 
 def _sync(path: Path) -> None:

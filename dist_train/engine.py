@@ -10,6 +10,7 @@ behaves:
 - the rate is set from a pure function of the step before each step, so resuming has no scheduler to restore.
 - its checkpoints cross neither world sizes nor stages; `weights` and `moments` gather everything instead, bit by bit
   the same on resume at the same size, and loadable at any other.
+- its groups of ranks give up after torch's defaults, 10 minutes with NCCL, before the watchdog can tell who hangs.
 - stages 1 to 3 skip a step whose gradients are not finite, stage 0 does not; under fp16 the loss scale never falls, and
   clipping sees gradients that still carry it. `Engine` mends these.
 """
@@ -49,7 +50,7 @@ class Resumable(Protocol):
 
     @property
     def state(self) -> dict[str, Any]:
-        """Holds `step`, `unlogged` and `env`."""
+        """Holds `step`, `skipped_steps`, `unlogged` and `env`."""
 
     @property
     def ema(self) -> dict[str, Tensor] | None:
@@ -128,6 +129,7 @@ class Engine:
         self._engine, *_ = deepspeed.initialize(
             model=self.task, optimizer=torch_optimizer, config=deepspeed_config(run, plan), dist_init_required=False
         )
+        ranks.set_patience(self._engine.data_parallel_group, run.engine.slow_timeout_s)
         self._span = span
         spend_in(span, "communication", deepspeed.comm.comm.cdb, COLLECTIVES)
         if resumed:
@@ -141,7 +143,7 @@ class Engine:
         self._buffers = list(self.task.buffers())
         self._buffers_before = [buffer.clone() for buffer in self._buffers]
         self._skipped = False
-        self._guard = StepGuard(run, task)
+        self._guard = StepGuard(run, task, num_skipped=resumed.state.get("skipped_steps", 0) if resumed else 0)
 
     @property
     def _student(self) -> nn.Module:
@@ -217,7 +219,7 @@ class Engine:
 
     @property
     def num_skipped(self) -> int:
-        """Steps that did not happen since the run was started, for a number was not finite."""
+        """Steps of the run that did not happen, for a number was not finite."""
         return self._guard.num_skipped
 
     def _set_rate(self, rate: float) -> None:

@@ -50,17 +50,18 @@ class StepGuard:
     Args:
         run: names the folder, RUN/bad_steps, and `engine.max_bad_steps`.
         task: what is trained.
+        num_skipped: steps skipped before.
 
     Attributes:
         seen: the micro-batches of the step and their terms.
-        num_skipped: steps skipped since the run was started.
+        num_skipped: steps skipped so far.
     """
 
-    def __init__(self, run: RunConfig, task: nn.Module) -> None:
+    def __init__(self, run: RunConfig, task: nn.Module, *, num_skipped: int = 0) -> None:
         self._folder, self._limit = run.dir / "bad_steps", run.engine.max_bad_steps
         self._parameters = [(name, p) for name, p in task.named_parameters() if p.requires_grad]
         self.seen: list[tuple[Batch, dict[str, Tensor]]] = []
-        self.num_skipped = self._in_a_row = 0
+        self.num_skipped, self._in_a_row = num_skipped, 0
         self._hooks: list[RemovableHandle] = []
         self._gradients: list[tuple[Batch, str, Tensor]] = []
         if self._limit == 1:

@@ -201,6 +201,12 @@ def join_ranks(wanted: str, *, timeout_s: float = 1800, wait_s: float = 7200) ->
     return torch.device("cuda", local_rank()) if num_gpus else torch.device("cpu")
 
 
+def set_patience(group: dist.ProcessGroup, wait_s: float) -> None:
+    """Let the collectives of a group wait so long for other ranks, whoever made it."""
+    set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout  # before torch 2.15
+    set_timeout(timedelta(seconds=wait_s), group)
+
+
 def _check_launcher(run: RunConfig) -> None:
     """accelerate hands its DeepSpeed settings down in variables; where they contradict the run, neither may win."""
     accum = plan_batch(run.optim, world_size()).grad_accum

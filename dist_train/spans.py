@@ -16,6 +16,8 @@ OTHER = "other"
 """The phase outside all others."""
 ASIDE = ("validation", "pictures", "checkpoint", "trace")
 """Phases that are no part of a step. What lies inside one is of it."""
+OWN = ("data", "student", "prior", "teacher", "features", "losses")
+"""Phases in which a rank waits for no other, but for synced batch norms and ZeRO-3's weights."""
 OPEN_MARKS = 512
 """Marks that wait to be read. Those behind are old enough for a GPU to have passed them."""
 

@@ -1,15 +1,18 @@
 """Asking a run to stop: it saves at the end of its step, and the same command goes on from there."""
 
+import contextlib
 import logging
 import os
 import signal
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from dist_train import ranks
 
 log = logging.getLogger(__name__)
+
+Ended = Literal["finished", "stopped", "interrupted"]
 
 FLAG = "stop"
 """Name of the file, in a run's folder, that asks. Its content is the reason, for the log."""
@@ -23,6 +26,10 @@ class StopRequests:
 
     Args:
         run_dir: the run's folder.
+
+    Attributes:
+        ended: how the run has, once the ranks have agreed to stop: `stopped` if the file alone has asked, which is to
+            say that somebody wants it to rest; else `interrupted`, to go on as soon as it can.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -30,6 +37,7 @@ class StopRequests:
         self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
         self._signal = ""
         self._agreed = False
+        self.ended: Ended = "finished"
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequests":
@@ -52,8 +60,9 @@ class StopRequests:
         reason = self._reason()
         self._agreed = ranks.any_rank(bool(reason))
         if self._agreed:
-            reasons = ranks.gather_objects(reason)
-            log.info("stopping at the end of this step: %s", ", ".join(filter(None, reasons)))
+            reasons = list(filter(None, ranks.gather_objects(reason)))
+            self.ended = "stopped" if all(reason.startswith(str(self._flag)) for reason in reasons) else "interrupted"
+            log.info("stopping at the end of this step: %s", ", ".join(reasons))
         return self._agreed
 
     def _reason(self) -> str:
@@ -63,5 +72,8 @@ class StopRequests:
         if self._launcher is not None and os.getppid() != self._launcher:
             return f"the launcher of rank {ranks.rank()} has died"
         if ranks.is_main() and self._flag.exists():
-            return f"{self._flag}: {self._flag.read_text().strip() or 'no reason given'}"
+            why = ""
+            with contextlib.suppress(OSError):  # whoever may not read it, or finds it gone, has been asked all the same
+                why = self._flag.read_text(errors="replace").strip()
+            return f"{self._flag}: {why or 'no reason given'}"
         return ""

@@ -25,7 +25,7 @@ from dist_train.priors import build_priors
 from dist_train.ranks import TrainingError
 from dist_train.record import environment, write_record
 from dist_train.spans import Spans
-from dist_train.stop import StopRequests
+from dist_train.stop import Ended, StopRequests
 from dist_train.tasks import build_task, count_parameters, sample_flops
 from dist_train.track import Tracker
 from dist_train.watch import Watch
@@ -35,11 +35,11 @@ from shards.cache import ShardCache
 log = logging.getLogger(__name__)
 
 
-def train(run: RunConfig) -> tuple[Path, bool]:
+def train(run: RunConfig) -> tuple[Path, Ended]:
     """Train a run to its end, or until it is asked to stop, going on from its newest checkpoint if there is one.
 
     Returns:
-        The last checkpoint, and whether all steps are done.
+        The last checkpoint, and whether all steps are done; see `StopRequests.ended`.
 
     Raises:
         ValueError: something the user wrote does not fit; the message says what, where and how to mend it.
@@ -55,7 +55,7 @@ def train(run: RunConfig) -> tuple[Path, bool]:
         ranks.stop_ranks()
 
 
-def _train(run: RunConfig, device: torch.device, spans: Spans, watchdog: Watchdog, lock: RunLock) -> tuple[Path, bool]:
+def _train(run: RunConfig, device: torch.device, spans: Spans, watchdog: Watchdog, lock: RunLock) -> tuple[Path, Ended]:
     plan = plan_batch(run.optim, ranks.world_size())
     cache = ShardCache(run.data.cache_dir, limit_gib=run.data.cache_gib)
     reader = open_training(run.data, cache)
@@ -68,7 +68,7 @@ def _train(run: RunConfig, device: torch.device, spans: Spans, watchdog: Watchdo
     start = resumed.state["step"] if resumed else 0
     if saved is not None and start >= run.optim.steps:
         log.info("%s is finished: %s has all its %d steps", run.name, saved, start)
-        return saved, True
+        return saved, "finished"
 
     torch.manual_seed(run.seed)  # the same new weights on every rank
     task = build_task(run)
@@ -113,16 +113,16 @@ def _train(run: RunConfig, device: torch.device, spans: Spans, watchdog: Watchdo
         watch = Watch(run, device, spans, sample_flops=flops)
         timed = priors._replace(span=spans)
         while engine.step_count < run.optim.steps and not stopping:
-            step = engine.step_count + 1
-            watchdog.expect(f"step {step}")
+            step, scores = engine.step_count + 1, {}
+            watchdog.expect(f"step {step}", slow=step == start + 1)  # kernels are compiled and tuned
             last = step == run.optim.steps
-            measure = _due(step, run.track.gradients_every)
             with watch.step(step):
-                engine.step(_timed(batches, spans, ledger), timed, measure=measure)
+                engine.step(_timed(batches, spans, ledger), timed, measure=_due(step, run.track.gradients_every))
                 with spans("communication"):
                     ledger.settle()
                     stopping = stop.agreed()
             if last or _due(step, run.track.every):
+                lock.check()
                 losses = engine.drain()  # all ranks; what follows is written by the main one
                 seen = step * plan.global_batch
                 progress = {"lr": engine.rate, "samples_seen": seen, "epoch": seen / len(reader)}
@@ -133,7 +133,8 @@ def _train(run: RunConfig, device: torch.device, spans: Spans, watchdog: Watchdo
             if val and (last or _due(step, run.eval.every)):
                 with spans("validation"):
                     restore = partial(engine.whole_task().restore, priors=priors, teacher=run.eval.teacher)
-                    tracker.log(step, means(evaluate(restore, val, protocols=[run.eval.protocol], device=device)))
+                    scores = means(evaluate(restore, val, protocols=[run.eval.protocol], device=device))
+                    tracker.log(step, scores)
             if val and run.track.pictures_every and (last or _due(step, run.track.pictures_every)):
                 with spans("pictures"):
                     restore, some = partial(engine.whole_task().restore, priors=priors), range(run.track.num_pictures)
@@ -141,19 +142,20 @@ def _train(run: RunConfig, device: torch.device, spans: Spans, watchdog: Watchdo
             if last or stopping or _due(step, run.checkpoint.every):
                 with spans("checkpoint"):
                     lock.check()
-                    saved = _save(run, engine, stream, env)
+                    saved = _save(run, engine, stream | {"scores": scores, "env": env})
             if aside := watch.aside():
                 tracker.log(step, aside)
     engine.close()
+    ranks.agree(True)  # a launcher ends all ranks soon after the first, and the main one had files to close
     assert saved is not None  # there was a step
-    return saved, engine.step_count == run.optim.steps
+    return saved, "finished" if engine.step_count == run.optim.steps else stop.ended
 
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _save(run: RunConfig, engine: Engine, stream: dict[str, Any], env: dict[str, Any]) -> Path:
+def _save(run: RunConfig, engine: Engine, about: dict[str, Any]) -> Path:
     weights = engine.weights()
     if broken := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
         raise TrainingError(
@@ -162,21 +164,20 @@ def _save(run: RunConfig, engine: Engine, stream: dict[str, Any], env: dict[str,
     state = {
         "step": engine.step_count,
         "samples_seen": engine.step_count * run.optim.global_batch,
+        "skipped_steps": engine.num_skipped,
         "unlogged": engine.unlogged(),
-        **stream,
+        **about,
         "config": run.model_dump(mode="json"),
-        "env": env,
     }
-    path = checkpoint.save(
+    return checkpoint.save(
         run.dir / "checkpoints",
         state=state,
         model=weights,
         ema=engine.ema_weights(),
         moments=engine.moments(),
         keep=run.checkpoint.keep,
+        best_by=f"val/{run.eval.protocol}/psnr/student" if run.checkpoint.keep_best else None,
     )
-    log.info("saved %s", path)
-    return path
 
 
 def _timed(batches: Iterator[Batch], spans: Spans, ledger: Ledger) -> Iterator[Batch]:

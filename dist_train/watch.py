@@ -17,12 +17,10 @@ import torch
 
 from dist_train import ranks
 from dist_train.config import RunConfig
-from dist_train.spans import ASIDE, Spans
+from dist_train.spans import ASIDE, OWN, Spans
 
 log = logging.getLogger(__name__)
 
-OWN = ("data", "student", "prior", "teacher", "features", "losses")
-"""Phases in which a rank waits for no other, but for synced batch norms and ZeRO-3's weights."""
 LAGS, PATIENCE = 1.4, 3
 """A rank whose own time is so many times the median, at so many log lines in a row, is named."""
 BEAT_S = 5.0
@@ -75,9 +73,12 @@ class Watch:
         if self._profile and step == min(window.from_step + window.steps - 1, self._run.optim.steps):
             self._profile.stop()
             path = self._run.dir / f"trace-rank{ranks.rank()}.json.gz"
-            with self._spans("trace"):
-                self._profile.export_chrome_trace(str(path))
-            log.info("%s: a trace up to step %d, for chrome://tracing or ui.perfetto.dev", path, step)
+            try:
+                with self._spans("trace"):
+                    self._profile.export_chrome_trace(str(path))
+                log.info("%s: a trace up to step %d, for chrome://tracing or ui.perfetto.dev", path, step)
+            except (OSError, RuntimeError) as error:  # no reason to end a run, least of all on one rank alone
+                log.warning("%s could not be written: %s", path, error)
             self._profile = None
         due = step == self._run.optim.steps or time.monotonic() > self._last_beat_s + BEAT_S
         if due and ranks.is_main():

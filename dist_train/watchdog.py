@@ -15,7 +15,7 @@ from types import TracebackType
 from dist_train import ranks
 from dist_train.config import RunConfig
 from dist_train.ranks import TrainingError
-from dist_train.spans import Spans
+from dist_train.spans import OWN, Spans
 from shards.schema import ShardError
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class Watchdog:
     ) -> None:
         self._over.set()
         faulthandler.cancel_dump_traceback_later()
-        met_by_all = isinstance(error, TrainingError | ValueError | ShardError)
+        met_by_all = isinstance(error, TrainingError | ValueError | ShardError) and self._spans.broke_in not in OWN
         if len(self._hosts) > 1 and isinstance(error, Exception) and not met_by_all:
             self._mourn(error)
             faulthandler.dump_traceback_later(LAST_RESORT_S, exit=True)  # leaving a broken group may hang

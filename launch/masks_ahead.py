@@ -18,8 +18,8 @@ def main(argv: list[str] | None = None) -> int:
         epilog="example: python -m shards masks data/train --out data/train-masks --prior sam --with model=vit_b "
         "checkpoint=sam_vit_b_01ec64.pth num_masks=64",
     )
-    parser.add_argument("shards", type=Path, help="folder of shards")
-    parser.add_argument("--out", type=Path, required=True, help="folder to make")
+    parser.add_argument("shards", help="folder of shards")
+    parser.add_argument("--out", required=True, help="folder to make")
     parser.add_argument("--prior", default="regions", choices=["regions", "sam", "psp"], help="what makes the masks")
     parser.add_argument(
         "--with", dest="settings", nargs="+", default=[], type=setting, metavar="KEY=VALUE",

@@ -46,13 +46,13 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError("--gpus is for --check; a launcher says how many ranks train")
         from dist_train.trainer import train
 
-        saved, finished = train(run)
+        saved, ended = train(run)
         if ranks.is_main():
-            _tell(f"{'finished' if finished else 'stopped'}: {saved}")
+            _tell(f"{ended}: {saved}")
         # To a launcher any code but 0 is a failure, which it reports at length, or starts again if it may. Whoever
         # reads the file needs no code.
         restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
-        return 0 if finished or restarts or "RESTILL_OUTCOME" in os.environ else STOPPED
+        return 0 if ended == "finished" or restarts or "RESTILL_OUTCOME" in os.environ else STOPPED
 
     def act_and_tell() -> int:
         try:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from shards.check import check
+from shards.fetch import here, locate
 from shards.index import load_index
 from shards.layouts import LAYOUTS, select
 from shards.leaks import find_leaks
@@ -50,23 +51,25 @@ def _write(args: argparse.Namespace) -> int:
     split = args.split or Path(args.out).name
     # A name that was not given says where to look only if the layout knows it.
     look = split if args.split or split in layout.counts else None
+    out = here(args.out)
     options = layout.settle(src, split=look, **given)
     found = layout.find(src, split=look, **options)
     expected = layout.expected(split, options)
     if args.select:
         found = select(found, args.select)
-    elif expected not in (None, len(found)) and not args.allow_count:
+    elif expected and len(found) not in expected.values() and not args.allow_count:
+        told = ", ".join(f"{num} in {part}" for part, num in expected.items())
         raise ValueError(
-            f"{src}: {len(found)} pairs found, {args.layout} has {expected} in {split}; if it is meant to be so, add "
-            "--allow-count, or --select some by number"
+            f"{src}: {len(found)} pairs found, {args.layout} has {told}; if it is meant to be so, add --allow-count, "
+            "or --select some by number"
         )
     write_shards(
         found,
-        args.out,
+        out,
         src=str(src.resolve()),
         layout=args.layout,
         split=split,
-        arguments={**options, "select": args.select},
+        arguments={**options, "select": args.select, "kind": args.kind},
         kind=args.kind or layout.kind,
         recipe=_recipe(args),
         skip_bad=args.skip_bad,
@@ -83,21 +86,21 @@ def _recipe(args: argparse.Namespace) -> Recipe:
 
 
 def _reshard(args: argparse.Namespace) -> int:
-    src = [Path(path) for path in args.src]
+    src, out = [here(path) for path in args.src], here(args.out)
     sizes = {"shard_mib": args.shard_mib, "jobs": args.jobs}
     if len(src) == 1 and (src[0] / MANIFEST).is_file():
         others = ("lq_ext", "gt_ext", "split", "kind", "to8", "gray", "skip_bad", "allow_suspicious")
         if vain := [flag(name) for name in others if getattr(args, name)]:
             raise ValueError(f"{src[0]} is a data set of ours, of which {vain[0]} changes nothing: leave it out")
-        reshard(src[0], args.out, storage=parse(args.storage) if args.storage else None, **sizes)
+        reshard(src[0], out, storage=parse(args.storage) if args.storage else None, **sizes)
         return 0
     adopt(
         tars_of(src),
-        args.out,
+        out,
         lq_ext=args.lq_ext or "lq",
         gt_ext=args.gt_ext or "gt",
         split=args.split,
-        kind=args.kind or "any",
+        **({"kind": args.kind} if args.kind else {}),
         recipe=_recipe(args),
         skip_bad=args.skip_bad,
         allow_suspicious=args.allow_suspicious,
@@ -115,7 +118,7 @@ def _synth(args: argparse.Namespace) -> int:
         settings[name] = value
     synthesise(
         args.degradation,
-        args.out,
+        here(args.out),
         src=args.src,
         seed=args.seed,
         variants=args.variants,
@@ -132,7 +135,7 @@ def _masks(arguments: list[str]) -> NoReturn:
 
 
 def _check(args: argparse.Namespace) -> int:
-    report = check(args.dir, deep=not args.quick, jobs=args.jobs)
+    report = check(here(args.dir), deep=not args.quick, jobs=args.jobs)
     print(*report.statistics, sep="\n", end="\n" * bool(report.statistics))
     for problem in report.problems:
         print(f"problem: {problem}")
@@ -142,7 +145,7 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _leaks(args: argparse.Namespace) -> int:
-    leaks = find_leaks(args.dir, args.other)
+    leaks = find_leaks(here(args.dir), here(args.other) if args.other else None)
     for leak in leaks:
         print(f"{leak.one}  {leak.other}  {'the same pixels' if leak.same else 'a copy'}")
     print(f"{len(leaks)} clean pictures of {args.dir} are in {args.other or 'it once more'}")
@@ -150,9 +153,9 @@ def _leaks(args: argparse.Namespace) -> int:
 
 
 def _ls(args: argparse.Namespace) -> int:
-    folder = Path(args.dir)
-    folders = [path.parent for path in sorted(folder.glob(f"*/{MANIFEST}"))]
-    if folders and not (folder / MANIFEST).exists():
+    folder = locate(args.dir)
+    folders = [path.parent for path in sorted(folder.glob(f"*/{MANIFEST}"))] if isinstance(folder, Path) else []
+    if folders and not Path(folder, MANIFEST).exists():
         for inner in folders:
             manifest = load_manifest(inner)
             print(f"{inner}  {manifest.layout}, {manifest.split}: {manifest.num_samples} pairs")

@@ -43,18 +43,20 @@ class ShardCache:
     def __init__(self, folder: str | Path | None = None, *, limit_gib: float = 50) -> None:
         self.folder = Path(folder or "~/.cache/restill/shards").expanduser()
         self.limit = int(limit_gib * _GIB)
+        self._expected: dict[str, int] = {}
 
-    def check_room(self, sizes: Sequence[int]) -> None:
-        """Make sure, before anything starts, that shards of these sizes in bytes can be kept as they come.
+    def check_room(self, shards: Sequence[Shard]) -> None:
+        """Make sure, before anything starts, that these shards, and those of calls before, can be kept as they come.
 
         Raises:
             ValueError: the folder cannot be written, or a shard does not fit into the limit, or the limit (or all the
                 shards, if they are less) not onto the disk.
         """
-        if max(sizes) > self.limit:
+        largest = max(shard.filesize for shard in shards)
+        if largest > self.limit:
             raise ValueError(
                 f"the cache {self.folder} may hold {self.limit / _GIB:.3g} GiB, and the largest shard alone has "
-                f"{max(sizes) / _GIB:.3g}: raise data.cache_gib (or --cache-gib)"
+                f"{largest / _GIB:.3g}: raise data.cache_gib (or --cache-gib)"
             )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -66,7 +68,8 @@ class ShardCache:
                 f"the cache folder {self.folder} cannot be used ({error.strerror}): set data.cache_dir (or "
                 "--cache-dir) to a folder that may be written, on a disk of this node"
             ) from error
-        if room < (wanted := min(sum(sizes), self.limit)):
+        self._expected |= {shard.sha256: shard.filesize for shard in shards}
+        if room < (wanted := min(sum(self._expected.values()), self.limit)):
             raise ValueError(
                 f"the cache {self.folder} would grow to {wanted / _GIB:.3g} GiB, and its disk has room for "
                 f"{room / _GIB:.3g}: lower data.cache_gib (or --cache-gib), or name a folder on a larger disk "

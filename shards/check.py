@@ -147,4 +147,5 @@ def _statistics(measured: dict[str, Measures], manifest: Manifest) -> Iterator[s
         if name != "identical":
             yield f"{name:12} {min(values):9.2f} {np.median(values):9.2f} {max(values):9.2f}"
     layout = LAYOUTS.get(manifest.layout)
-    yield from (f"look at this: {problem}" for problem in problems(measured, layout.kind if layout else "any"))
+    kind = manifest.arguments.get("kind") or (layout.kind if layout else "any")
+    yield from (f"look at this: {problem}" for problem in problems(measured, kind))

@@ -62,6 +62,18 @@ def locate(where: str | Path) -> Path | str:
     return where if (scheme == "pipe" and colon) or rest.startswith("//") else Path(where)
 
 
+def here(where: str | Path) -> Path:
+    """A folder of this machine, for those who read all of it, or write.
+
+    Raises:
+        ValueError: a URL.
+    """
+    place = locate(where)
+    if isinstance(place, str):
+        raise ValueError(f"{where} is a URL, which only a run reads: name a folder of this machine, and copy it")
+    return place
+
+
 def file_url(folder: str, name: str) -> str:
     """The URL of a file in a folder that `locate` gave as a URL."""
     if folder.startswith("pipe:"):

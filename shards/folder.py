@@ -12,8 +12,9 @@ import logging
 import os
 import shutil
 import socket
+import tempfile
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -48,6 +49,29 @@ class Finished(BaseModel):
     filesize: int
     sha256: str
     rejected: tuple[Rejected, ...] = ()
+
+
+@contextmanager
+def making(parent: Path, *, prefix: str) -> Iterator[Path]:
+    """A folder in `parent` for what is made on the way; what killed processes left of such is removed first."""
+    for left in (path for path in parent.iterdir() if path.name.startswith(prefix)):
+        with suppress(OSError), _alone(left):
+            shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=parent) as made, ExitStack() as held:
+        with suppress(OSError):  # a file system without locks: then nobody removes what is left
+            held.enter_context(_alone(Path(made)))
+        yield Path(made)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """A lock that a dying process lets go; OSError if another has it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

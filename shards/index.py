@@ -84,20 +84,6 @@ def read_tar(path: Path) -> Iterator[Entry]:
     yield _entry(path, group)
 
 
-def build_index(tars: Sequence[Path]) -> tuple[np.ndarray, str]:
-    """Index shards in order.
-
-    Returns:
-        Rows of `index_dtype`, and the sha256 over the `content_line` of every sample.
-    """
-    content, entries = hashlib.sha256(), []
-    for shard, path in enumerate(tars):
-        for entry in read_tar(path):
-            content.update(content_line(entry.key, entry.lq.data, entry.gt.data))
-            entries.append(row(entry, shard))
-    return index_of(entries), content.hexdigest()
-
-
 def index_of(entries: Sequence[tuple]) -> np.ndarray:
     """What `row` made of each sample, in order, as rows of `index_dtype`.
 

@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from shards.codec import decode_rgb, encode_masks
+from shards.fetch import here
 from shards.finish import finish, look_over
 from shards.folder import being_written, draft, finished, keep, need_space
 from shards.index import Entry, open_index, read_tar
@@ -40,7 +41,7 @@ def add_masks(shards: str | Path, out: str | Path, make: MaskMaker, *, of: str, 
         ValueError: another data set is in the way.
         ShardError: `shards` is damaged, or the disk is full or may not be written.
     """
-    shards, out = Path(shards), Path(out)
+    shards, out = here(shards), here(out)
     source, _ = open_index(shards)
     note = {"of": of, "prior": json.loads(json.dumps(prior)), "source": sha256_of(shards / MANIFEST)}
     if (out / MANIFEST).is_file():

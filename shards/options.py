@@ -1,6 +1,7 @@
 """The command line of `python -m shards`: what each command takes."""
 
 import argparse
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -63,10 +64,10 @@ def _write(command: argparse.ArgumentParser) -> None:
 
 def _reshard(command: argparse.ArgumentParser) -> None:
     command.add_argument("src", nargs="+", help="a data set of ours; or tars that others wrote, or a folder of such")
-    command.add_argument("out", help="folder to make, or to go on with")
+    command.add_argument("--out", required=True, help="folder to make, or to go on with")
     command.add_argument("--lq-ext", metavar="NAME", help="others' tars: what follows KEY. in lq's names (default: lq)")
     command.add_argument("--gt-ext", metavar="NAME", help="likewise, such as target.png (default: gt)")
-    command.add_argument("--split", help="others' tars: part of the data set; default: the last part of OUT")
+    command.add_argument("--split", help="others' tars: part of the data set; default: the last part of --out")
     _add_writing(command)
 
 
@@ -157,14 +158,16 @@ def _add_jobs(command: argparse.ArgumentParser) -> None:
 
 
 def _at_least_one(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("at least 1")
+    if not text.isdecimal() or (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number of at least 1")
     return value
 
 
 def _positive(text: str) -> float:
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError("more than 0")
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no number above 0")
     return value

@@ -5,7 +5,6 @@ import json
 import logging
 import math
 import os
-import tempfile
 from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
@@ -17,7 +16,7 @@ from tqdm import tqdm
 
 from shards.codec import decode_rgb, encode_png
 from shards.finish import finish, look_over, tool_version
-from shards.folder import Finished, being_written, draft, finished, keep, need_space
+from shards.folder import Finished, being_written, draft, finished, keep, making, need_space
 from shards.foreign import Place, find_samples
 from shards.index import Entry, open_index, read_tar
 from shards.layouts import Pair
@@ -112,7 +111,7 @@ def adopt(
     samples = find_samples(tars, lq_ext=lq_ext, gt_ext=gt_ext)
     out.parent.mkdir(parents=True, exist_ok=True)
     need_space(out.parent, 2 * sum(place.size for places in samples.values() for place in places.values()))
-    with tempfile.TemporaryDirectory(prefix=f"{out.name}.unpacked.", dir=out.parent) as scratch:
+    with making(out.parent, prefix=f".{out.name}.unpacked-") as scratch:
         pairs = []
         for key, places in tqdm(samples.items(), desc="unpacking", unit="pair", disable=None):
             files = {role: _unpack(place, Path(scratch, role, key)) for role, place in places.items()}
@@ -123,7 +122,7 @@ def adopt(
             src=os.path.commonpath([tar.resolve().parent for tar in tars]),
             layout="reshard",
             split=split or out.name,
-            arguments={"lq_ext": lq_ext, "gt_ext": gt_ext},
+            arguments={"lq_ext": lq_ext, "gt_ext": gt_ext, "kind": options.get("kind")},
             **options,
         )
 

@@ -3,7 +3,6 @@
 import importlib.resources
 import re
 import sys
-import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -16,6 +15,7 @@ from tqdm import tqdm
 
 from shards.codec import decode_rgb, encode_png
 from shards.degrade import DEGRADATIONS, Degradation, Range
+from shards.folder import making
 from shards.layouts import Pair, pictures_below
 from shards.pairing import runs
 from shards.parallel import in_order
@@ -85,6 +85,8 @@ def synthesise(
     """
     if degradation not in DEGRADATIONS:
         raise ValueError(f"no degradation {degradation!r}; there are {', '.join(DEGRADATIONS)}")
+    if src is not None and not Path(src).is_dir():
+        raise ValueError(f"no folder {src}; point --src at one with clean photographs, or leave it out")
     chosen = DEGRADATIONS[degradation]
     options = _parse(degradation, settings or {})
     arguments: dict[str, Any] = {"seed": seed, "variants": variants or chosen.variants}
@@ -100,7 +102,7 @@ def synthesise(
     manifests = []
     for split, sources in zip(("train", "val"), parts, strict=True):
         # Beside what becomes of it, where there must be room for as much.
-        with tempfile.TemporaryDirectory(prefix=".synth-", dir=out) as scratch:
+        with making(Path(out), prefix=".synth-") as scratch:
             write = partial(
                 _write,
                 cut=_middle if degradation == _FRAMES else _tiles if split == "train" else _whole,
@@ -108,7 +110,7 @@ def synthesise(
                 options=options,
                 seed=seed,
                 variants=arguments["variants"],
-                scratch=Path(scratch),
+                scratch=scratch,
             )
             written = in_order(write, sources, jobs=min(jobs, len(sources)))
             # On a terminal as ever; a log gets a line in a minute.

@@ -12,7 +12,8 @@ head_address() {
 # knows: hence the inner shell, which is given all else as arguments and has nothing to interpret.
 # --kill-on-bad-exit: when a node's launcher fails, the others end at once instead of waiting for it in a collective.
 exec_on_all_nodes() {
-  local port=$(( 20000 + SLURM_JOB_ID % 20000 ))  # two jobs may share a node; a requeued one keeps its number
+  # Two jobs may share a node; a requeued one keeps its number. From 32768 on the system gives ports to anybody.
+  local port=$(( 20000 + SLURM_JOB_ID % 12000 ))
   exec srun --nodes="$SLURM_NNODES" --ntasks-per-node=1 --kill-on-bad-exit=1 --label \
     bash -c 'exec accelerate launch --machine_rank "$SLURM_NODEID" "$@"' accelerate \
     --config_file launch/accelerate/slurm.yaml \

@@ -31,20 +31,33 @@ source slurm/nodes.sh
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-$SLURM_JOB_ID}
 start=${SLURM_RESTART_COUNT:-0}
-run_dir= usr1= term=
+run_dir='' usr1='' term=''
 say() { echo "[$(date +%T) job $job start $start] $*"; }
+
+# SLURM's controller may be away for a while, and a job that cannot queue again now would be lost.
+patiently() {
+  local tries
+  for tries in {1..20}; do
+    "$@" && return
+    say "attempt $tries of 20: $1 fails" >&2
+    sleep "${PATIENCE_S:-10}"
+  done
+  return 1
+}
 
 # Not if SLURM is ending the job already: of a cancelled one that would be a resurrection, and what is preempted or has
 # lost a node is requeued by SLURM itself. Only what runs into its time limit is not.
 requeue() {
-  case $(squeue --noheader --jobs="$job" --format='%T %r') in
+  local state
+  state=$(patiently squeue --noheader --jobs="$job" --format='%T %r')
+  case $state in
     RUNNING* | 'COMPLETING TimeLimit') ;;
     *) say "is being ended by SLURM"; exit 1 ;;
   esac
   if (( start >= MAX_REQUEUES )); then say "was started $(( start + 1 )) times; MAX_REQUEUES stops it here"; exit 1; fi
   say "queues again"
   trap - USR1 TERM
-  scontrol requeue "$job" || exit 1
+  patiently scontrol requeue "$job" || exit 1
   sleep 300  # until SLURM ends this shell; an exit code of its own would end the job
 }
 
@@ -60,7 +73,8 @@ trap 'term=yes; on_signal TERM' TERM
 # What is wrong with the configuration ends the job here, before any rank is started.
 kept=$(python -m launch.job --start "$job.$start" --world $(( SLURM_NNODES * PROCS_PER_NODE )) "$@") || exit
 run_dir=$(dirname "$(dirname "$kept")")
-rm -f "$run_dir/stop"  # of an earlier start that ended before it looked
+export RESTILL_OUTCOME=$kept/outcome
+rm -f "$run_dir/stop" "$RESTILL_OUTCOME"  # of an earlier start that ended before it looked, or had this number
 [ -z "$usr1" ] || requeue
 
 # What is needed to know, or do again, what this start did; launch.job has put the resolved configuration there.
@@ -71,7 +85,6 @@ rm -f "$run_dir/stop"  # of an earlier start that ended before it looked
   scontrol show job "$SLURM_JOB_ID"
 } > "$kept/sbatch.txt"
 tar -czf "$kept/code.tar.gz" --exclude=__pycache__ shards dist_train launch slurm
-export RESTILL_OUTCOME=$kept/outcome
 
 say "$SLURM_NNODES nodes ($SLURM_JOB_NODELIST) x $PROCS_PER_NODE processes, run $run_dir"
 ( exec_on_all_nodes launch.train "$@" ) &
@@ -88,6 +101,7 @@ say "$outcome"
 case $outcome in
   finished*) exit 0 ;;
   refused*) exit 2 ;;  # a person must mend it
+  interrupted*) ;;  # by a SIGTERM that this shell was not sent, as preemption without USR1 does
   stopped*) [ -n "$usr1" ] || exit 0 ;;  # a person wrote RUN/stop
   *)
     num_died=$(cat "$run_dir/jobs/$job".*/outcome | grep -c ^died)

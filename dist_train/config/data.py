@@ -93,7 +93,7 @@ class DataConfig(Section):
     shards of its own."""
     max_bad_samples: CountOrZero | None = None
     """Unreadable samples (each replaced by a stand-in and reported) that a run may meet before all ranks stop; none:
-    one in a thousand."""
+    one in a thousand. A hundred in a row always stop it."""
     strict: bool = False
     """Stop at the first unreadable sample, before anything is trained on a stand-in."""
     accept_new_data: bool = False

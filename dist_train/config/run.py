@@ -58,8 +58,9 @@ class EngineConfig(Section):
     """If a step takes longer, every rank says where it stands and exits; see dist_train/watchdog.py. Also how long the
     ranks wait for each other at the start."""
     slow_timeout_s: Positive = 7200.0
-    """The same for all that is no step: the start, and validation, pictures and checkpoint together. Also how long a
-    rank waits for the others, as it does while the main one draws pictures: raise it for SAM on a CPU."""
+    """The same for the start with its first step, and for all that is no step: validation, pictures and checkpoint
+    together. Also how long a rank waits for the others, as it does while the main one draws pictures: raise it for SAM
+    on a CPU."""
     max_bad_steps: Count = 3
     """Steps in a row with a gradient that is not finite before all ranks stop; each one is skipped by all, and the last
     one's samples are kept in RUN/bad_steps."""
@@ -83,6 +84,9 @@ class CheckpointConfig(Section):
     """Steps between checkpoints; 0: only at the end."""
     keep: Annotated[int, Strict(), Field(ge=2)] = 2
     """Newest checkpoints kept; never fewer than two, since the last may be in the making when power fails."""
+    keep_best: bool = True
+    """Also keep the one whose student has validated best so far, by the PSNR of eval.protocol, among those that were
+    saved at a step with a validation."""
 
 
 class ProfileConfig(Section):

@@ -13,6 +13,8 @@ from dist_train import ranks
 from dist_train.config import RunConfig
 from dist_train.data.batch import BadSample, Batch
 
+_IN_A_ROW = 100  # whatever may be bad, so many one after the other are no bad samples but a bad disk
+
 log = logging.getLogger(__name__)
 
 BAD = "bad_samples.jsonl"
@@ -37,6 +39,7 @@ class Ledger:
         self._limit = num_samples // 1000 if limit is None else limit
         self._new: list[BadSample] = []
         self._bad: dict[str, BadSample] = {}
+        self._row = range(0)
         self._open = ExitStack()
         ranks.on_main(lambda: _strike(run.dir, after_step=start_step))
         self._seen = None
@@ -74,7 +77,7 @@ class Ledger:
         """Tell all ranks of the bad samples that any of them met since the last call, and write them down.
 
         Raises:
-            ValueError: on all ranks, if together they have met more than the run allows.
+            ValueError: on all ranks, if together they have met more than the run allows, or 100 in a row.
         """
         if not ranks.any_rank(bool(self._new)):
             return
@@ -85,6 +88,13 @@ class Ledger:
                 log.warning("replaced a bad sample: %s", bad.reason)
             self._bad.setdefault(bad.key, bad)
         ranks.on_main(lambda: self._write_bad(met))
+        for position in sorted({bad.position for _, bad in met}):
+            self._row = range(self._row.start if position == self._row.stop else position, position + 1)
+            if len(self._row) == _IN_A_ROW:
+                raise ValueError(
+                    f"{_IN_A_ROW} samples in a row, up to position {position}, could not be read; the last: "
+                    f"{met[-1][1].reason}\nSee whether the disk or the network is sound, then start again"
+                )
         if self.num_bad > self._limit:
             raise ValueError(
                 f"{self.num_bad} samples could not be read and data.max_bad_samples is {self._limit}:\n  "

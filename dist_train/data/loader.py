@@ -2,27 +2,28 @@
 
 import itertools
 import signal
-from collections.abc import Generator, Iterator
-from dataclasses import replace
+from collections.abc import Generator, Iterator, Sequence
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 
 from dist_train.config import BatchPlan, DataConfig
-from dist_train.data.augment import geometry_at, turned
+from dist_train.data.augment import geometry_at, turned, turned_picture
 from dist_train.data.batch import BadSample, Batch
 from dist_train.data.mix import mixup, mixup_weight, rainmix, streak_pictures
 from dist_train.data.mixture import Pairs, order_of
 from dist_train.data.order import MIXUP, RAINMIX, STAND_IN, Chance, Order, draws, partner_at
 from dist_train.data.reader import BadSampleError, Box
+from shards.schema import ShardError
 
-_READS = 3  # of a sample that fails
+_READS = 4  # of a sample that fails: three more
 _STAND_INS = 8  # tried for it
 _LAST_S = 60  # that a worker goes on for after SIGTERM
+_NONE = np.empty(0)
 _AHEAD = 16  # steps for which a shard that is far away is asked for before it is needed
 
 
@@ -87,13 +88,21 @@ _Read = tuple[np.ndarray, np.ndarray, np.ndarray | None]  # lq, gt, masks of the
 
 
 class _Sample(NamedTuple):
-    lq: Tensor  # (3,P,P) in [0,255]: uint8, a quarter of the floats on their way out of the worker, unless mixed
-    gt: Tensor
+    lq: np.ndarray  # (3,P,P) in [0,255]: uint8, a quarter of the floats on their way out of the worker, unless mixed
+    gt: np.ndarray
     key: str
     position: int
     geometry: tuple[int, int, int, int]
     bad: tuple[BadSample, ...]
     masks: Tensor | None
+
+
+class _Collated(NamedTuple):
+    """A batch on its way out of a worker, in arrays: each tensor would take a file, a connection and new memory."""
+
+    lq: np.ndarray
+    gt: np.ndarray
+    samples: tuple[_Sample, ...]  # without their pictures
 
 
 class _Samples(Dataset):
@@ -107,26 +116,28 @@ class _Samples(Dataset):
         folder = data.rainmix and data.rainmix.streaks
         self.streaks = streak_pictures(folder, least_px=_largest_crop(data)[1]) if folder else ()
 
+    def __getitems__(self, positions: Sequence[int]) -> "list[_Sample] | ShardError":
+        try:
+            return [self[position] for position in positions]
+        except ShardError as error:  # what a worker raises would arrive as the text of its traceback
+            return error
+
     def __getitem__(self, position: int) -> _Sample:
         sample, config = self._unmixed(position), self.data.mixup
         if config is None or position // self.global_batch < config.from_step:
             return sample
         partner = self._unmixed(partner_at(position, seed=self.seed, global_batch=self.global_batch))
         weight = mixup_weight(Chance(self.seed, position, MIXUP), config.alpha)
-        lq, gt = (
-            torch.from_numpy(mixup(one.numpy(), other.numpy(), weight))
-            for one, other in ((sample.lq, partner.lq), (sample.gt, partner.gt))
-        )
+        lq, gt = (mixup(one, other, weight) for one, other in ((sample.lq, partner.lq), (sample.gt, partner.gt)))
         return sample._replace(lq=lq, gt=gt, bad=sample.bad + partner.bad)
 
     def _unmixed(self, position: int) -> _Sample:
         self.reader.prefetch(self.order.at(position + _AHEAD * self.global_batch))
         number, geometry, (lq_u8, gt_u8, cut), bad = self._readable(position)
-        lq, gt = (turned(torch.from_numpy(rgb).permute(2, 0, 1), geometry) for rgb in (lq_u8, gt_u8))
+        lq, gt = (turned_picture(rgb, geometry) for rgb in (lq_u8, gt_u8))
         if config := self.data.rainmix:
             chance = Chance(self.seed, position, RAINMIX)
-            rainy = rainmix(lq.numpy(), gt.numpy(), chance, clean=config.clean, streaks=self.streaks)
-            lq = torch.from_numpy(rainy)
+            lq = rainmix(lq, gt, chance, clean=config.clean, streaks=self.streaks)
         masks = None if cut is None else turned(torch.from_numpy(cut), geometry).contiguous()
         return _Sample(lq, gt, self.reader.keys[number], position, geometry, bad, masks)
 
@@ -163,11 +174,20 @@ class _Samples(Dataset):
         return *self.reader.pair(number, box), self.reader.masks(number, box) if self.masks else None
 
 
-def _collate(samples: list[_Sample]) -> Batch:
-    masks = [sample.masks for sample in samples if sample.masks is not None]  # of all or of none
+def _collate(samples: list[_Sample] | ShardError) -> _Collated | ShardError:
+    if isinstance(samples, ShardError):
+        return samples
+    lq, gt = (np.stack(side) for side in zip(*((sample.lq, sample.gt) for sample in samples), strict=True))
+    return _Collated(lq, gt, tuple(sample._replace(lq=_NONE, gt=_NONE) for sample in samples))
+
+
+def _batch(collated: _Collated, device: torch.device | str) -> Batch:
+    lq, gt = (torch.from_numpy(side).to(device).float().div_(255) for side in collated[:2])
+    samples = collated.samples
+    masks = [sample.masks.to(device) for sample in samples if sample.masks is not None]  # of all or of none
     return Batch(
-        lq=default_collate([sample.lq for sample in samples]),  # in a worker, at once into memory that is shared
-        gt=default_collate([sample.gt for sample in samples]),
+        lq,
+        gt,
         keys=tuple(sample.key for sample in samples),
         positions=torch.tensor([sample.position for sample in samples]),
         geometry=torch.tensor([sample.geometry for sample in samples]),
@@ -178,9 +198,10 @@ def _collate(samples: list[_Sample]) -> Batch:
 
 def _finished(loader: DataLoader, device: torch.device | str) -> Generator[Batch, None, None]:
     try:
-        for of_bytes in loader:
-            batch = of_bytes.to(device)
-            yield replace(batch, lq=batch.lq.float().div_(255), gt=batch.gt.float().div_(255))
+        for collated in loader:
+            if isinstance(collated, ShardError):
+                raise collated
+            yield _batch(collated, device)
     except Exception as error:
         if loader.num_workers:
             # The worker's own traceback is in the message. That of this process, through torch, would hold the workers

@@ -50,7 +50,7 @@ class ShardReader:
         self.manifest, self._rows = open_index(self.folder)
         self._cache = cache or ShardCache()
         if isinstance(self.folder, str):
-            self._cache.check_room([shard.filesize for shard in self.manifest.shardlist])
+            self._cache.check_room(self.manifest.shardlist)
         self.keys: tuple[str, ...] = tuple(key.decode() for key in self._rows["key"].tolist())
         try:
             self._storage = parse(self.manifest.storage)

@@ -3,11 +3,11 @@
 import argparse
 import sys
 
-from launch.bench import nets, prior
+from launch.bench import checkpoint, loader, nets, prior, scaling
 from launch.bench.race import preload
 from launch.console import run_main
 
-SUBCOMMANDS = {"nets": nets, "prior": prior}
+SUBCOMMANDS = {"checkpoint": checkpoint, "loader": loader, "nets": nets, "prior": prior, "scaling": scaling}
 """Each a module with `add_arguments(parser)` and `run(args) -> exit code`; the first line of its docstring is shown."""
 
 
@@ -26,5 +26,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    preload("launch.bench.passes", "launch.bench.masking", "segment_anything")
+    preload("launch.bench.feeding", "launch.bench.passes", "launch.bench.masking", "segment_anything")
     sys.exit(main())

@@ -151,7 +151,8 @@ class _Runner:
 
     def __init__(self, prepare: Callable[[Any], Work], case: Any, device: str, threads: int):
         self._pipe, theirs = _CONTEXT.Pipe()
-        self._process = _CONTEXT.Process(target=_serve, args=(theirs, prepare, case, device, threads), daemon=True)
+        # Not a daemon, which could have no workers; it ends with the pipe.
+        self._process = _CONTEXT.Process(target=_serve, args=(theirs, prepare, case, device, threads))
         self._process.start()
         theirs.close()
 
@@ -209,7 +210,7 @@ def _timed(work: Work, device: torch.device) -> tuple[Lap, Tensor | None]:
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        before = _resident_mib(restart_peak=True)
+        before = resident_mib(restart_peak=True)
     start = time.perf_counter()
     value = work.lap()
     if device.type == "cuda":
@@ -217,12 +218,12 @@ def _timed(work: Work, device: torch.device) -> tuple[Lap, Tensor | None]:
     seconds = time.perf_counter() - start
     if device.type == "cuda":
         return Lap(seconds, torch.cuda.max_memory_allocated(device) / MIB), value
-    after = _resident_mib()
+    after = resident_mib()
     peak = None if before is None or after is None else work.held_bytes / MIB + after - before
     return Lap(seconds, peak), value
 
 
-def _resident_mib(*, restart_peak: bool = False) -> float | None:
+def resident_mib(*, restart_peak: bool = False) -> float | None:
     """Peak of this process's resident memory since it was last restarted; restarting makes it what is resident now."""
     try:
         if restart_peak:

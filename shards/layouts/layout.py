@@ -41,10 +41,12 @@ class Layout(NamedTuple):
     """`settle(src, *, split, **options)`: the options as `find` goes by them, what was left open filled in with what is
     on the disk. These belong in the manifest."""
 
-    def expected(self, split: str | None, options: Mapping[str, str]) -> int | None:
-        """How many pairs a split should have under settled options; None: not known."""
-        own = self.counts.get(f"{options.get('variant')}/{split}")
-        return self.counts.get(str(split)) if own is None else own
+    def expected(self, split: str | None, options: Mapping[str, str]) -> dict[str, int]:
+        """How many pairs a split should have under settled options; of a split that is not known, each that is."""
+        known = {name: num for name, num in self.counts.items() if "/" not in name}
+        own = f"{options.get('variant')}/"
+        known |= {name.removeprefix(own): num for name, num in self.counts.items() if name.startswith(own)}
+        return {split: known[split]} if split in known else known
 
 
 def select(found: list[Pair], numbers: str) -> list[Pair]:

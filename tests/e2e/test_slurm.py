@@ -46,6 +46,12 @@ case $LAUNCHER in
 esac
 """
 
+# In the place of SLURM's own, for a controller that is away: where AWAY names a file, the first call makes it and fails
+AWAY = """#!/usr/bin/env bash
+[ -z "${AWAY:-}" ] || [ -e "$AWAY" ] || { touch "$AWAY"; exit 1; }
+PATH=${PATH#*:} exec squeue "$@"
+"""
+
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
@@ -60,9 +66,10 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("job")
     write_pairs(make_pairs(folder / "pairs", 12, h=40, w=48), folder / "train")
     (folder / "bin").mkdir()
-    launcher = folder / "bin/accelerate"
-    launcher.write_text(LAUNCHER)
-    launcher.chmod(launcher.stat().st_mode | stat.S_IXUSR)
+    for name, content in (("accelerate", LAUNCHER), ("squeue", AWAY)):
+        program = folder / "bin" / name
+        program.write_text(content)
+        program.chmod(program.stat().st_mode | stat.S_IXUSR)
     return folder
 
 
@@ -146,6 +153,20 @@ def test_finished_although_asked_to_stop(cluster: SlurmCluster, work: Path) -> N
     cluster.run("scancel", "--signal=USR1", "--batch", job)
     ended = cluster.wait_for(job, "COMPLETED", "FAILED")
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "0")
+
+
+def test_ranks_that_were_told_to_end_and_not_their_shell_queue_again(cluster: SlurmCluster, work: Path) -> None:
+    """As a preemption does that sends no USR1; and the controller is away when the job asks."""
+    job = submit(
+        cluster, work, "told", "--nodes=1", "--nodelist=n6", launcher="direct", LAUNCHER_OF_RESTART="deaf",
+        AWAY=f"{work}/away", PATIENCE_S="0.1",
+    )  # fmt: skip
+    until(lambda: last_step(work, "told") > 0, "the job to train")
+    cluster.run("scancel", "--signal=TERM", job)
+    until(lambda: "start 1] 1 nodes" in said(work, "told"), "the job to train again")
+    assert (work / f"runs/told/jobs/{job}.0/outcome").read_text().startswith("interrupted: ")
+    assert (work / "away").exists() and "attempt 1 of 20: squeue fails" in said(work, "told")
+    cluster.run("scancel", job)
 
 
 def test_cancelled_stays_cancelled(cluster: SlurmCluster, work: Path) -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from dist_train.track import read_metrics
@@ -14,8 +15,9 @@ from tests.helpers.slurm import ROOT, until
 pytestmark = pytest.mark.e2e
 
 STEPS = 40
-ACCELERATE = str(Path(sys.executable).parent / "accelerate")
-TWO_RANKS = (ACCELERATE, "launch", "--config_file", "launch/accelerate/cpu_2rank.yaml", "-m", "launch.train")
+BIN = Path(sys.executable).parent
+MODULE = ("-m", "launch.train")
+TWO_RANKS = (f"{BIN}/accelerate", "launch", "--config_file", "launch/accelerate/cpu_2rank.yaml", *MODULE)
 
 
 @pytest.fixture
@@ -34,9 +36,9 @@ track: {{every: 3, gradients_every: 5, pictures_every: 0}}
     return tmp_path
 
 
-def start(work: Path, name: str) -> subprocess.Popen:
+def start(work: Path, name: str, *, launcher: tuple[str, ...] = TWO_RANKS, **env: str) -> subprocess.Popen:
     return subprocess.Popen(
-        [*TWO_RANKS, str(work / "run.yaml"), f"name={name}"], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        [*launcher, str(work / "run.yaml"), f"name={name}"], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"} | env,
         text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
 
@@ -52,7 +54,7 @@ def wait_for_a_line(work: Path, name: str, process: subprocess.Popen) -> None:
     until(logged, f"a line of {name}")
 
 
-def test_asked_to_stop_and_orphaned(work: Path) -> None:
+def test_asked_to_stop_orphaned_and_killed(work: Path) -> None:
     """No checkpoint is due before the end, so what is not saved on the way is lost."""
     whole = start(work, "whole")
     assert whole.communicate(timeout=300)[0] and whole.returncode == 0
@@ -73,11 +75,26 @@ def test_asked_to_stop_and_orphaned(work: Path) -> None:
     said, _ = last.communicate(timeout=300)
     assert last.returncode == 0, said
 
+    same_end(work, "whole", "broken")
+
+    # torchrun starts the ranks again by itself, if they do not meet at the addresses of those before.
+    again = start(
+        work, "again", launcher=(f"{BIN}/torchrun", "--standalone", "--nproc-per-node=2", "--max-restarts=1", *MODULE),
+        TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1",
+    )  # fmt: skip
+    wait_for_a_line(work, "again", again)
+    psutil.Process(again.pid).children()[1].kill()
+    said, _ = again.communicate(timeout=300)
+    assert again.returncode == 0 and said.count("to step 40") == 2, said
+    same_end(work, "whole", "again")
+
+
+def same_end(work: Path, one: str, other: str) -> None:
     for file in ("model.safetensors", "moments.safetensors"):
-        paths = [work / "runs" / name / f"checkpoints/step-{STEPS:08d}" / file for name in ("whole", "broken")]
+        paths = [work / "runs" / name / f"checkpoints/step-{STEPS:08d}" / file for name in (one, other)]
         assert paths[0].read_bytes() == paths[1].read_bytes()
     records = [
         [(line["step"], line["loss/total"]) for line in read_metrics(work / "runs" / name) if "loss/total" in line]
-        for name in ("whole", "broken")
+        for name in (one, other)
     ]
     assert records[0] == records[1]

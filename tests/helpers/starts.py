@@ -5,6 +5,7 @@ arguments, and is a process like any other from then on.
 """
 
 import json
+import multiprocessing
 import os
 import re
 import socket
@@ -133,6 +134,11 @@ class Start:
             file.seek(self._offset)
             return file.read()
 
+    @property
+    def pids(self) -> list[int]:
+        """Of the ranks."""
+        return [process.pid for process in self._ranks if process.pid is not None]
+
     def until(self, happened: Callable[[], Any], what: str, *, timeout_s: float = 300) -> None:
         """Wait, looking often, for something that happens while all ranks live."""
         deadline = time.monotonic() + timeout_s
@@ -145,9 +151,7 @@ class Start:
     def signal(self, number: int, *ranks: int) -> None:
         """Send a signal to these ranks; to all, if none is named."""
         for rank in ranks or range(len(self._ranks)):
-            pid = self._ranks[rank].pid
-            assert pid is not None
-            os.kill(pid, number)
+            os.kill(self.pids[rank], number)
 
     def kill(self, *ranks: int) -> None:
         """kill -9 these ranks; all, if none is named. Their workers end themselves."""
@@ -173,6 +177,7 @@ def _rank(log: Path, arguments: list[str], env: dict[str, str], sabotage: Callab
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(out, 1)
     os.dup2(out, 2)
+    multiprocessing.set_start_method("fork", force=True)  # for the loader's workers, as in any new interpreter
     import torch
 
     from launch.train import main

@@ -1,5 +1,6 @@
 """What each rank does in tests/multirank/test_engine.py; module-level, so that processes can import it."""
 
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -179,6 +180,26 @@ def fp16_overflow(stages: list[int]) -> dict[int, Any]:
         result[stage] = (before["step"], scales, moved, engine.moments())
         engine.close()
     return result
+
+
+def patience(stages: list[int]) -> dict[int, set[float]]:
+    """How long the groups wait, in seconds, that DeepSpeed has made for its collectives."""
+    found: dict[int, set[float]] = {}
+    calls = {name: getattr(torch.distributed, name) for name in ("all_reduce", "reduce", "all_gather_into_tensor")}
+
+    def note(call: Any, waits: set[float], *args: Any, group: Any = None, **options: Any) -> Any:
+        if group not in (None, torch.distributed.group.WORLD):
+            waits.add(group._get_backend(torch.device("cpu")).options._timeout.total_seconds())
+        return call(*args, group=group, **options)
+
+    for stage in stages:
+        engine = _engine(stage, engine={"slow_timeout_s": 77.0})
+        found[stage] = set()
+        for name, call in calls.items():
+            setattr(torch.distributed, name, partial(note, call, found[stage]))
+        _steps(engine, 1)
+        engine.close()
+    return found
 
 
 def plain_loop(steps: int = STEPS) -> Any:

@@ -144,6 +144,12 @@ def test_a_gradient_that_is_nan_while_losses_are_finite_is_named(tmp_path: Path)
             assert str(tmp_path / str(stage) / "tiny/bad_steps/step-00000002-rank1.safetensors") in rank[stage]
 
 
+def test_deepspeeds_groups_wait_as_long_as_the_run_says() -> None:
+    """Else NCCL ends a rank after ten minutes, before the watchdog has told of anybody."""
+    for waits in run_ranks(work.patience, 2, STAGES):
+        assert waits[0] == waits[1] == waits[2] == {77.0} and waits[3] <= {77.0}  # stage 3 has the run's own group
+
+
 def test_fp16_lowers_a_scale_that_overflows_and_clips_unscaled_gradients() -> None:
     for stage, (first, scales, moved, moments) in run_ranks(work.fp16_overflow, 2, [1, 2, 3])[0].items():
         assert first == 0

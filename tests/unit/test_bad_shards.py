@@ -16,7 +16,7 @@ import webdataset
 
 from shards.check import check
 from shards.codec import encode_png
-from shards.index import build_index, open_index
+from shards.index import index_of, open_index, read_tar, row
 from shards.schema import ShardError
 from tests.helpers.pairs import make_pairs, write_pairs
 
@@ -128,12 +128,16 @@ GOOD = {
 }
 
 
+def index(*paths):
+    return index_of([row(entry, shard) for shard, path in enumerate(paths) for entry in read_tar(path)])
+
+
 @pytest.mark.parametrize("bad", BAD, ids=lambda bad: bad.kind)
 def test_a_bad_shard_is_refused_with_the_member_named(tmp_path, bad):
     path = tmp_path / "000007.tar"
     path.write_bytes(bad.data)
     with pytest.raises(ShardError, match=f"000007.tar.*{bad.message}"):
-        build_index([path])
+        index(path)
 
 
 @pytest.mark.skipif(version("webdataset") != "1.0.2", reason="measured with webdataset 1.0.2")
@@ -154,9 +158,8 @@ def test_what_stock_webdataset_makes_of_it(tmp_path, bad):
 def test_a_good_shard_is_taken(tmp_path, kind):
     path = tmp_path / "000007.tar"
     path.write_bytes(GOOD[kind])
-    rows, _ = build_index([path])
-    for row in rows:
-        assert path.read_bytes()[row["lq_offset"] :][: row["lq_size"]] == _PICTURE
+    for found in index(path):
+        assert path.read_bytes()[found["lq_offset"] :][: found["lq_size"]] == _PICTURE
 
 
 def test_the_same_key_in_two_shards_is_refused(tmp_path):
@@ -164,7 +167,7 @@ def test_the_same_key_in_two_shards_is_refused(tmp_path):
     for path in paths:
         path.write_bytes(_tar(_samples("a")))
     with pytest.raises(ShardError, match="a: lies in two shards"):
-        build_index(paths)
+        index(*paths)
 
 
 @pytest.fixture

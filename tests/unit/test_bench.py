@@ -30,7 +30,7 @@ TINY = TINY_NETS | {"nafnet_tlc": TINY_NETS["nafnet"] | {"tlc_train_px": 16}}
 
 @pytest.fixture(autouse=True, scope="module")
 def _processes_start_with_torch() -> None:
-    preload("launch.bench.passes", "launch.bench.masking", "segment_anything")  # one server for all benches
+    preload("launch.bench.feeding", "launch.bench.passes", "launch.bench.masking", "segment_anything")
 
 
 def new_net(name: str) -> Any:

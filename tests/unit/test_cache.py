@@ -257,6 +257,19 @@ def test_a_cache_that_cannot_be_is_told_before_anything_starts(folder, tmp_path,
     ShardReader(url, cache_of(tmp_path, folder, 1))
 
 
+def test_several_data_sets_must_fit_onto_the_disk_together(folder, tmp_path, monkeypatch):
+    write_pairs(make_pairs(tmp_path / "other_src", 3), tmp_path / "other")
+    one, other = (f"pipe:cat {path}/{{}}" for path in (folder, tmp_path / "other"))
+    free = sum(path.stat().st_size for path in folder.glob("*.tar"))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=free))
+    cache = ShardCache(tmp_path / "cache")
+    ShardReader(one, cache)
+    ShardReader(one, cache)  # counts once
+    with pytest.raises(ValueError, match="its disk has room for"):
+        ShardReader(other, cache)
+
+
 def test_a_disk_that_fills_up_later_is_told_too(far, monkeypatch):
     reader, cache, _ = far
 

@@ -2,27 +2,32 @@
 
 import errno
 import json
+import os
 import resource
 import shutil
+import signal
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from dist_train import checkpoint
+from shards.schema import sha256_of
 
 pytestmark = pytest.mark.unit
 
 
-def save(folder: Path, step: int, *, keep: int = 2) -> Path:
+def save(folder: Path, step: int, *, keep: int = 2, psnr: float | None = None) -> Path:
     weight = torch.full((2, 3), float(step))
     return checkpoint.save(
         folder / "checkpoints",
-        state={"step": step, "note": "x"},
+        state={"step": step, "note": "x", "scores": {} if psnr is None else {"psnr": psnr}},
         model={"student.w": weight},
         ema={"w": weight + 1},
         moments={"step": step, "scaler": None, **{key: {"student.w": weight + 2} for key in ("exp_avg", "exp_avg_sq")}},
         keep=keep,
+        best_by="psnr",
     )
 
 
@@ -35,6 +40,23 @@ def test_round_trip_and_retention(tmp_path: Path) -> None:
     loaded = checkpoint.load(found)
     assert loaded.state["step"] == 3 and loaded.model["student.w"][0, 0] == 3 and loaded.ema is not None
     assert loaded.moments["step"] == 3 and loaded.moments["exp_avg"]["student.w"].shape == (2, 3)
+
+
+def test_the_best_one_stays(tmp_path: Path) -> None:
+    def kept() -> list[int]:
+        return sorted(checkpoint.steps_on_disk(tmp_path))
+
+    for step, psnr, expected in (
+        (1, 30.0, [1]), (2, 31.0, [1, 2]), (3, 29.0, [2, 3]), (4, None, [2, 3, 4]), (5, 31.0, [2, 4, 5]),
+        (6, float("nan"), [2, 5, 6]), (7, 32.0, [6, 7]), (8, 30.0, [7, 8]), (9, 30.0, [7, 8, 9]),
+    ):  # fmt: skip
+        save(tmp_path, step, psnr=psnr)
+        assert kept() == expected
+    (tmp_path / "checkpoints/step-00000007/state.json").write_text("{")
+    save(tmp_path, 10)
+    assert kept() == [8, 9, 10]  # 8 and 9 are equally good
+    save(tmp_path, 8, psnr=1.0)  # the run went back; what came after is no longer its own
+    assert kept() == [8]
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "missing", "manifest"])
@@ -55,8 +77,29 @@ def test_a_damaged_one_is_passed_over(tmp_path: Path, damage: str) -> None:
     found = checkpoint.find(tmp_path)
     assert found is not None and found.name == "step-00000001"
     shutil.rmtree(found)
-    with pytest.raises(ValueError, match="none of the 1 checkpoints"):
+    with pytest.raises(ValueError, match=r"none of the 1 checkpoints in .* move the folder away"):
         checkpoint.find(tmp_path)
+
+
+def test_a_disk_that_fails_at_an_old_one_is_no_reason_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, newest = save(tmp_path, 1), save(tmp_path, 2)
+
+    def fails(path: Path, *more: object) -> str:
+        if path.parent == newest or path == first:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return sha256_of(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "sha256_of", fails)
+        assert checkpoint.find(tmp_path) == first and "cannot be read" in caplog.text  # while reading the newest
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", fails)
+        saved = save(tmp_path, 3)  # and while removing the first
+    assert checkpoint.find(tmp_path) == saved and f"{first} could not be removed" in caplog.text
+    save(tmp_path, 4)
+    assert checkpoint.steps_on_disk(tmp_path) == [3, 4]
 
 
 def test_what_only_looks_like_one_is_let_alone(tmp_path: Path) -> None:
@@ -86,6 +129,49 @@ def test_a_step_back_drops_what_came_after(tmp_path: Path) -> None:
     assert checkpoint.find(tmp_path) == saved
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["step-00000001", "step-00000002"]
+
+
+def test_killed_at_any_moment_of_a_save_the_newest_whole_one_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kill -9 before the first file operation of a save, before the second, and so on to its end."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # the machine goes on, and waiting for the disk takes seconds
+    for step in (1, 2):
+        save(tmp_path / "before", step)
+    moments: list[str] = []
+    done = False
+    while not done:
+        run = shutil.copytree(tmp_path / "before", tmp_path / str(len(moments)))
+        done = not _killed_in_save(run, 3, before=len(moments))
+        found = checkpoint.find(run)
+        assert found is not None
+        moments.append(found.name)
+        assert save(run, int(found.name[-1]) + 1) == checkpoint.find(run)  # the run goes on
+        assert len(list((run / "checkpoints").iterdir())) == 2
+    old = moments.index("step-00000003")
+    assert 10 < old < len(moments) - 3  # files are written, synced and hashed; later, the oldest is removed
+    assert moments == ["step-00000002"] * old + ["step-00000003"] * (len(moments) - old)
+
+
+def _killed_in_save(folder: Path, step: int, *, before: int) -> bool:
+    """Save in a process that kills itself before a file operation of this number; whether there were so many."""
+    process = os.fork()
+    if process == 0:
+        count = 0
+
+        def watch(event: str, arguments: tuple) -> None:
+            nonlocal count
+            if event == "open" or event.split(".")[0] in ("os", "shutil"):
+                count += 1
+                if count > before:
+                    signal.raise_signal(signal.SIGKILL)
+
+        sys.addaudithook(watch)
+        try:
+            save(folder, step)
+        finally:
+            os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(process, 0)[1])
 
 
 @pytest.mark.parametrize("nth", range(1, 8))
@@ -134,5 +220,8 @@ def test_other_nets_and_formats_are_named(tmp_path: Path) -> None:
         checkpoint.load_model(net, checkpoint.load(path))
     manifest = json.loads((path / "MANIFEST.json").read_text())
     (path / "MANIFEST.json").write_text(json.dumps(manifest | {"format": "older"}))
-    with pytest.raises(ValueError, match="its format is not 'restill-checkpoint-1'"):
+    with pytest.raises(ValueError, match="its format is 'older', and this code reads 'restill-checkpoint-1'"):
         checkpoint.find(path)
+    with pytest.raises(ValueError, match="none of the 1 checkpoints .* the newest because its format is 'older'"):
+        checkpoint.find(tmp_path)
+    assert path.is_dir()

@@ -104,3 +104,15 @@ def test_one_in_a_thousand_may_be_bad_unless_said_otherwise(tmp_path: Path, num_
         ledger.note(batch(8, bad=(bad("last", 8),)))
         with pytest.raises(ValueError, match=f"max_bad_samples is {limit}"):
             ledger.settle()
+
+
+def test_a_hundred_in_a_row_are_fatal_whatever_is_allowed(tmp_path: Path) -> None:
+    with Ledger(run_of(tmp_path, max_bad_samples=999), num_samples=9999, start_step=0) as ledger:
+        rows = (*range(98), *range(99, 199))  # a good one between
+        for position in rows[:-1]:
+            ledger.note(batch(position, bad=(bad(str(position), position),)))
+            if position % 4 == 3:
+                ledger.settle()
+        ledger.note(batch(198, bad=(bad("last", 198),)))
+        with pytest.raises(ValueError, match="100 samples in a row, up to position 198, .* last is torn\\nSee whether"):
+            ledger.settle()

@@ -45,12 +45,16 @@ def test_it_imports_no_torch() -> None:
 
 
 def test_a_line_of_a_list_becomes_words_and_nothing_runs(tmp_path: Path) -> None:
-    (tmp_path / "list").write_text("# comment\n\nfirst\n  a 'b={c: d, e: f}' $HOME `touch /nowhere` \"g h\"\n")
+    (tmp_path / "list").write_text(
+        "# comment\n\nfirst\n  a 'b={c: d, e: f}' $HOME `touch /nowhere` \"g h\"\nc name=it's\n"
+    )
 
-    def line(number: int) -> subprocess.CompletedProcess:
+    def line(number: int | None) -> subprocess.CompletedProcess:
         script = f'set -euo pipefail; source slurm/list.sh; read_line_of {tmp_path}/list; printf "<%s>" "${{words[@]}}"'
-        env = {"SLURM_ARRAY_TASK_ID": str(number), "PATH": "/usr/bin:/bin"}
+        env = {"PATH": "/usr/bin:/bin"} | ({} if number is None else {"SLURM_ARRAY_TASK_ID": str(number)})
         return subprocess.run(["bash", "-c", script], cwd=ROOT, env=env, text=True, capture_output=True)
 
     assert line(2).stdout.splitlines()[-1] == "<a><b={c: d, e: f}><$HOME><`touch><" + "/nowhere`><g h>"
-    assert line(3).returncode == 2 and "has no line 3" in line(3).stderr
+    assert line(3).returncode == 2 and "quotes do not match: c name=it's" in line(3).stderr
+    assert line(4).returncode == 2 and "has no line 4" in line(4).stderr
+    assert line(None).returncode == 2 and "submit with --array" in line(None).stderr

@@ -215,7 +215,8 @@ def test_rain_tells_which_copy_it_found_and_what_is_expected_of_that(tmp_path):
         src = grow(tmp_path, f"{names} {names.split('/')[0]}/norain/norain-7.png") / names.split("/")[0]
         options = rain200h.settle(src, split="test")
         assert options == rain200h.settle(src, split="test", variant=variant) == {"variant": variant}
-        assert rain200h.expected("test", options) == expected and rain200h.expected("val", options) is None
+        assert rain200h.expected("test", options) == {"test": expected}
+        assert rain200h.expected("val", options) == {"train": 1800, "test": expected}  # one of these, then
         assert [pair.key for pair in rain200h.find(src, split="test", **options)] == ["norain-7"]
     with pytest.raises(ValueError, match="not all named as in renamed .*: rain-7 "):
         found("rain200H", src, "test", variant="renamed")
@@ -225,6 +226,18 @@ def test_rain_tells_which_copy_it_found_and_what_is_expected_of_that(tmp_path):
     assert told("rain200H", tmp_path / "x2", variant="renamed") == [
         "norain-7: rain/norain-7.png -> norain/norain-7.png"
     ]
+
+
+def test_counts_are_those_of_the_papers():
+    pairs_of = {
+        "rain200L": (1800, 200), "rain200H": (1800, 200), "rain100L": (200, 100), "rain100H": (1800, 100),
+        "did": (12000, 1200), "ddn": (12600, 1400), "cityscape_syn100": (2975, 500), "cityscape_syn200": (2975, 500),
+        "gopro": (2103, 1111), "realblur_j": (3758, 980), "reds": (24000, 3000, 300), "reloblur": (2010, 395),
+        "polyu": (100,), "pairs": (), "sensenoise": (),
+    }  # fmt: skip
+    assert {name: tuple(layout.expected(None, {}).values()) for name, layout in LAYOUTS.items()} == pairs_of
+    old = {name: LAYOUTS[name].expected(None, {"variant": "rain100"}) for name in ("rain200L", "rain200H")}
+    assert old == {"rain200L": {"train": 200, "test": 100}, "rain200H": {"train": 1800, "test": 100}}
 
 
 def test_did_is_one_file_for_both_sides(tmp_path):

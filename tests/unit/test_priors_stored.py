@@ -23,7 +23,7 @@ from dist_train.priors.stored import StoredPrior
 from launch import masks_ahead
 from shards.check import check
 from shards.codec import decode_masks, encode_masks
-from shards.index import build_index
+from shards.index import index_of, read_tar, row
 from shards.masks import add_masks
 from shards.schema import ShardError, load_manifest
 from tests.helpers.pairs import make_pairs, write_pairs
@@ -191,7 +191,7 @@ def test_damage_is_a_bad_sample_and_masks_of_some_samples_alone_are_refused(mask
     reader.pair(1)
     some = _rewritten(masked, tmp_path / "some", lambda name, data: None if name == "r-1.masks.png" else data)
     with pytest.raises(ShardError, match="some samples have masks and some have none"):
-        build_index([some / "000000.tar"])
+        index_of([row(entry, 0) for entry in read_tar(some / "000000.tar")])
 
 
 def test_ctrl_c_is_told_in_a_line_that_is_true(

@@ -3,12 +3,13 @@
 The tables here were read from the official training scripts and papers, not from the configurations.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dist_train.config import RunConfig, load_run
+from dist_train.config import RunConfig, load_run, plan_batch
 
 pytestmark = pytest.mark.unit
 
@@ -117,3 +118,24 @@ def test_the_paper_s_setting_is_adam_batch_8_200_epochs_for_every_net() -> None:
         assert run.optim.steps == 200 * PAPER_PAIRS[name.split("_")[1]] // 8
         assert (run.loss.spd.weight, run.loss.sgr.weight) == (0.005, 200.0)
         assert run.loss.rec == official_loss[run.student.name]
+
+
+def test_every_configuration_is_read_and_its_batch_fits_its_ranks() -> None:
+    for path in sorted(CONFIGS.rglob("*.yaml")):
+        run = load_run(path)
+        assert run.name == path.stem, path
+        gpus = re.search(r"_(\d+)gpu$", path.stem)
+        plan = plan_batch(run.optim, int(gpus[1]) if gpus else 1)
+        assert plan.grad_accum == 1 and plan.global_batch == run.optim.global_batch, path
+
+
+def test_64_gpus_see_as_many_samples_at_the_rate_of_the_square_root_rule() -> None:
+    one, eight, many = (load_run(CONFIGS / f"scale/derain_{gpus}gpu.yaml") for gpus in (1, 8, 64))
+    paper = load_run(CONFIGS / "paper/derain_rain200H_efficientderain.yaml")
+    assert [run.model_copy(update={"name": ""}) for run in (one, eight)] == [paper.model_copy(update={"name": ""})] * 2
+    assert plan_batch(eight.optim, 8).batch_per_rank == plan_batch(many.optim, 64).batch_per_rank == 1
+    growth = many.optim.global_batch / one.optim.global_batch
+    assert many.optim.steps * many.optim.global_batch == one.optim.steps * one.optim.global_batch
+    assert many.optim.lr == pytest.approx(one.optim.lr * growth**0.5, rel=0.01) and many.optim.warmup_steps > 0
+    changed = {"name": "", "optim": one.optim, "eval": one.eval, "checkpoint": one.checkpoint}
+    assert many.model_copy(update=changed) == one.model_copy(update=changed)

@@ -67,7 +67,8 @@ def test_what_the_index_refuses_is_mended_where_nothing_is_lost(tmp_path, caplog
     with open(tars[1], "ab") as file:  # as `cat` joins tars
         file.write(_tar(tmp_path / "3", _pair("../e", 6, "input.png", "target.png")).read_bytes())
     out = tmp_path / "out"
-    assert main(["reshard", str(tmp_path), str(out), "--lq-ext", "input", "--gt-ext", "target.png", "--jobs", "1"]) == 0
+    command = ["reshard", str(tmp_path), "--out", str(out), "--lq-ext", "input", "--gt-ext", "target.png"]
+    assert main([*command, "--jobs", "1"]) == 0
     assert _read(out) == {
         "train/b_1": (_picture(1), _picture(101)),
         "train/a": (_picture(2), _picture(102)),
@@ -187,7 +188,7 @@ def test_other_shard_sizes_leave_the_fingerprint_and_an_interruption_goes_on(tmp
 
 
 def test_options_that_change_nothing_are_refused(tmp_path, ours, capsys):
-    assert main(["reshard", str(ours), str(tmp_path / "out"), "--lq-ext", "input"]) == 2
+    assert main(["reshard", str(ours), "--out", str(tmp_path / "out"), "--lq-ext", "input"]) == 2
     assert "is a data set of ours, of which --lq-ext changes nothing" in capsys.readouterr().err
-    assert main(["reshard", str(tmp_path / "src"), str(tmp_path / "out")]) == 2
+    assert main(["reshard", str(tmp_path / "src"), "--out", str(tmp_path / "out")]) == 2
     assert "is no tar, and no folder with tars in it" in capsys.readouterr().err

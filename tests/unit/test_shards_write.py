@@ -53,6 +53,10 @@ def test_stock_webdataset_reads_the_source_bytes_and_the_index_points_at_them(tm
     )  # some 98 KB a pair: 3.8 shards, so four, so two each
     assert [shard.nsamples for shard in manifest.shardlist] == [2, 2, 1]
     _, rows = open_index(tmp_path / "out")
+    wids = json.loads((tmp_path / "out/manifest.json").read_text())  # what it reads of such a file
+    assert wids["wids_version"] == 1
+    for shard in wids["shardlist"]:
+        assert (tmp_path / "out" / shard["url"]).stat().st_size == shard["filesize"] and shard["nsamples"] in (1, 2)
     urls = [str(tmp_path / "out" / shard.url) for shard in manifest.shardlist]
     samples = list(webdataset.WebDataset(urls, shardshuffle=False))
     assert [sample["__key__"] for sample in samples] == [f"s-{n}" for n in range(1, 6)]
@@ -501,6 +505,7 @@ def test_counts_and_options_of_the_layout_are_held_to(tmp_path, capsys):
     assert "rain100L takes no --blur; it takes --variant, --lq-dir, --gt-dir" in capsys.readouterr().err
     assert main([*command, "--select", "2"]) == 0
     command[5] = str(tmp_path / "all")
+    assert main(command) == 2 and "rain100L has 200 in train, 100 in test;" in capsys.readouterr().err
     assert main([*command, "--split", "train", "--allow-count"]) == 0
     assert load_manifest(tmp_path / "all").arguments["variant"] == "renamed"
     assert main([*command, "--split", "train", "--allow-count"]) == 0
@@ -511,3 +516,53 @@ def test_commands_say_what_is_wrong_in_one_message(tmp_path, capsys):
     assert capsys.readouterr().err.startswith(f"error: no folder {tmp_path}/rain; point --src or --lq-dir at it")
     assert main(["ls", str(tmp_path)]) == 2
     assert "not usable" in capsys.readouterr().err
+    assert main(["synth", "rain_light", "--src", str(tmp_path / "no"), "--out", str(tmp_path / "out")]) == 2
+    assert f"no folder {tmp_path}/no; point --src at" in capsys.readouterr().err
+    for option, value in (("--jobs", "0"), ("--jobs", "two"), ("--shard-mib", "x"), ("--max-mpix", "-1")):
+        with pytest.raises(SystemExit):
+            main(["write", "pairs", "--out", "out", option, value])
+        assert f"argument {option}: {value} is no " in capsys.readouterr().err
+
+
+def test_a_url_is_read_by_ls_and_by_the_other_commands_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_pairs(make_pairs(tmp_path / "src", 2), tmp_path / "set")
+    assert main(["check", f"file://{tmp_path}/set"]) == main(["ls", f"pipe:cat {tmp_path}/set/{{}}"]) == 0
+    assert "s-2  32x24" in capsys.readouterr().out
+    url = "https://host/set"
+    for command in (
+        ["check", url], ["leaks", url], ["leaks", "set", url], ["reshard", url, "--out", "out"],
+        ["reshard", "set", "--out", url],
+        ["write", "pairs", "--src", "src", "--out", url], ["synth", "rain_light", "--out", url],
+    ):  # fmt: skip
+        assert main(command) == 2
+        assert f"{url} is a URL, which only a run reads" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="is a URL"):
+        add_masks("set", url, lambda lq, gt: lq[None, ..., 0] > 9, of="lq", prior={})
+    assert sorted(os.listdir()) == ["set", "src"]  # and no folder https:
+
+
+def test_what_the_pairs_are_said_to_be_is_kept_and_checked(tmp_path, capsys):
+    src = make_pairs(tmp_path / "src", 8, h=64, w=64)
+    for path in (src / "gt").iterdir():  # the pictures of lq, blurred: swapped, if this is blur
+        rgb = cv2.imread(str(src / "lq" / path.name))
+        cv2.imwrite(str(path), cv2.GaussianBlur(rgb, (0, 0), 1))
+    command = ["write", "pairs", "--src", str(src), "--out", str(tmp_path / "out"), "--jobs", "1"]
+    assert main([*command, "--kind", "blur"]) == 2
+    assert "the folders are swapped" in capsys.readouterr().err
+    assert main([*command, "--kind", "blur", "--allow-suspicious"]) == 0
+    assert load_manifest(tmp_path / "out").arguments["kind"] == "blur"
+    assert main(["check", str(tmp_path / "out")]) == 0 and "the folders are swapped" in capsys.readouterr().out
+    assert main(command) == 2 and "holds another data set" in capsys.readouterr().err
+
+
+def test_what_a_killed_process_was_making_is_removed_by_the_next(tmp_path):
+    code = "import os, pathlib, sys; from shards.folder import making\nwith making(pathlib.Path(sys.argv[1]), "
+    code += "prefix='.x-') as made: (made / 'a').touch(); os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)])
+    (left,) = tmp_path.glob(".x-*/a")
+    with folder.making(tmp_path, prefix=".x-") as mine:
+        assert not left.exists()
+        with folder.making(tmp_path, prefix=".x-"):
+            assert mine.is_dir()  # somebody is at work there
+    assert not os.listdir(tmp_path)

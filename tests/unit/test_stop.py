@@ -35,6 +35,23 @@ def test_the_file_stays_when_the_run_could_not_save(tmp_path: Path) -> None:
     assert (tmp_path / "stop").exists()
 
 
+@pytest.mark.parametrize("content", [b"\xff\xfe", None], ids=["no text", "a folder"])
+def test_a_file_that_cannot_be_read_asks_all_the_same(tmp_path: Path, content: bytes | None) -> None:
+    with pytest.raises(OSError), StopRequests(tmp_path) as stop:
+        (tmp_path / "stop").mkdir() if content is None else (tmp_path / "stop").write_bytes(content)
+        assert stop.agreed()
+        raise OSError  # nothing more to see
+
+
+def test_whether_somebody_wants_it_to_rest_or_it_shall_go_on(tmp_path: Path) -> None:
+    with StopRequests(tmp_path) as stop:
+        assert not stop.agreed() and stop.ended == "finished"
+        (tmp_path / "stop").touch()
+        assert stop.agreed() and stop.ended == "stopped"
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.agreed() and stop.ended == "interrupted"
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_is_noted_and_handled_as_before_later(tmp_path: Path, number: signal.Signals) -> None:
     before = signal.getsignal(number)

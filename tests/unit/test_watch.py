@@ -125,6 +125,14 @@ def test_the_sign_of_life_is_rare_and_whole(tmp_path: Path, monkeypatch: pytest.
     assert (told["step"], told["loss"]) == (8, -3.5)
 
 
+def test_a_trace_that_cannot_be_written_ends_no_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = tiny_run(tmp_path, track={"profile": {"from_step": 1, "steps": 1}})
+    (run.dir / "trace-rank0.json.gz").mkdir(parents=True)  # in its place
+    with Watch(run, CPU, Spans(), sample_flops=1.0).step(1):
+        pass
+    assert "trace-rank0.json.gz could not be written" in caplog.text
+
+
 def test_a_rank_that_lags_three_times_in_a_row_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
     stragglers, hosts = Stragglers(), ["n1", "n1", "n2", "n2"]
     fine = {"data": 0.1, "prior": 0.9}
