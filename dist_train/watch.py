@@ -34,11 +34,16 @@ PEAK_TFLOPS = {
 """Products in half precision on the tensor cores, summed in float32, without sparsity: from the makers' data sheets."""
 
 
+def known_gpu(gpu: str) -> str | None:
+    """The key of `PEAK_TFLOPS` that a GPU's name holds (torch.cuda.get_device_name, or as people write it), or None."""
+    words = f" {gpu.replace('-', ' ')} ".lower()
+    return max((name for name in PEAK_TFLOPS if f" {name} ".lower() in words), key=len, default=None)
+
+
 def peak_tflops(gpu: str) -> float | None:
-    """What a GPU of this name (torch.cuda.get_device_name) could do, see `PEAK_TFLOPS`; None: not known."""
-    words = f" {gpu.replace('-', ' ')} "
-    known = [name for name in PEAK_TFLOPS if f" {name} " in words]
-    return PEAK_TFLOPS[max(known, key=len)] if known else None
+    """What a GPU of this name could do, see `PEAK_TFLOPS`; None: not known."""
+    name = known_gpu(gpu)
+    return PEAK_TFLOPS[name] if name else None
 
 
 class Watch:

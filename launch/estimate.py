@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dist_train.config import RunConfig, plan_batch
 from dist_train.tasks import build_task, count_parameters, sample_flops
-from dist_train.watch import PEAK_TFLOPS, peak_tflops
+from dist_train.watch import PEAK_TFLOPS, known_gpu, peak_tflops
 from launch.bench.masking import sam_cost
 from launch.memory import build_sam, live_prior, needs_files, random_features, rank_bytes
 from launch.step_time import Link, StepCost
@@ -53,7 +53,7 @@ class Cluster(NamedTuple):
     """In all, one rank each."""
     nodes: int = 1
     gpu: str = "A100"
-    """A name of `PEAK_TFLOPS`."""
+    """As `dist_train.watch.known_gpu` reads it."""
     mfu: float | None = None
     """See `MFU`."""
 
@@ -133,7 +133,7 @@ def describe_estimate(run: RunConfig, cluster: Cluster) -> list[str]:
     cluster.check()
     parts, notes = rank_bytes(run, world=cluster.gpus)
     total = sum(parts.values()) * (1 + GAP) / GIB + CONTEXT_GIB
-    has = GPU_GIB[max((name for name in GPU_GIB if f" {name} " in f" {cluster.gpu} "), key=len)]
+    has = GPU_GIB[known_gpu(cluster.gpu) or ""]
     verdict = "fits" if total <= has else "DOES NOT FIT: lower optim.batch_per_rank, or set engine.recompute_teacher"
     work = sample_work(run)
     cost, link, gpus = step_cost(run, cluster, work), cluster.link, cluster.gpus

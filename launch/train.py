@@ -58,7 +58,9 @@ def main(argv: list[str] | None = None) -> int:
         try:
             return act()
         except (ValueError, ShardError, TrainingError) as error:  # of any rank: it may be the only one that knows
-            _tell(f"refused: {error}")
+            far_away = isinstance(error, ShardError) and "://" in error.url  # its server may come back: worth a start
+            if not far_away:
+                _tell(f"refused: {error}")
             raise
 
     set_up_logging()

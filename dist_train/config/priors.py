@@ -34,13 +34,19 @@ class SamConfig(Section):
     """reference: segment_anything's own, picture by picture. batched: the same masks (but for rounding), all pictures'
     prompts together and without waiting for the device; see dist_train/priors/automatic.py."""
     num_masks: Count = 32
+    input_px: Annotated[int, Strict(), Field(ge=64, multiple_of=16)] = 1024
+    """Side of the square that a picture is resized to fill; its masks are made at a quarter of it. Below 1024, what the
+    weights were trained for, all but the reading of points costs by the area, and small things are lost: 512 is some
+    four times cheaper, at 256 SAM is known to see poorly. Only tiny_vit: a ViT's table of positions is for 1024."""
     dtype: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     """auto: fp16 on CUDA; fp32 on the CPU with weights rounded through fp16 (CPU fp16 is 64 times slower)."""
     points_per_side: Count = 32
     points_per_batch: Count | None = None
-    """Prompts decoded at a time, which bounds the memory; none: 64, but 4 for `batched` on a CPU, fastest there."""
+    """Prompts decoded at a time, which bounds the memory; none: 64, but 1 for `batched` on a CPU, fastest there."""
     pred_iou_thresh: NonNegative = 0.88
     stability_score_thresh: NonNegative = 0.95
+    stability_score_offset: NonNegative = 1.0
+    """A mask's stability is the IoU of what its logits are this far above and this far below its threshold."""
     box_nms_thresh: Fraction = 0.7
     min_mask_region_area: CountOrZero = 0
     """Fill holes and drop islands smaller than this, in px; only `reference` can."""
@@ -53,6 +59,10 @@ class SamConfig(Section):
             raise ValueError(
                 f"min_mask_region_area={self.min_mask_region_area} needs generator: reference; batched has no search "
                 "for connected parts"
+            )
+        if self.input_px != 1024 and self.model != "tiny_vit":
+            raise ValueError(
+                f"input_px={self.input_px} needs model: tiny_vit; {self.model} has a table of positions for 1024 alone"
             )
         if self.generator == "reference" and self.compile:
             raise ValueError("compile=true needs generator: batched")

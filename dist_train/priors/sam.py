@@ -66,13 +66,16 @@ class SamPrior:
 
 
 def _batched(sam: Any, config: SamConfig, half: torch.dtype | None) -> Callable[[Tensor], MaskSet]:
+    on_cuda = sam.device.type == "cuda"
     return AutomaticMasks(
         sam,
         num_masks=config.num_masks,
         points_per_side=config.points_per_side,
-        points_per_batch=config.points_per_batch or (64 if sam.device.type == "cuda" else 4),
+        points_per_batch=config.points_per_batch or (64 if on_cuda else 1),
+        pictures_per_batch=None if on_cuda else 1,
         pred_iou_thresh=config.pred_iou_thresh,
         stability_score_thresh=config.stability_score_thresh,
+        stability_score_offset=config.stability_score_offset,
         box_nms_thresh=config.box_nms_thresh,
         dtype=half,
         compiled=config.compile,
@@ -93,6 +96,7 @@ def _reference(sam: Any, config: SamConfig, half: torch.dtype | None) -> Callabl
         points_per_batch=config.points_per_batch or 64,
         pred_iou_thresh=config.pred_iou_thresh,
         stability_score_thresh=config.stability_score_thresh,
+        stability_score_offset=config.stability_score_offset,
         box_nms_thresh=config.box_nms_thresh,
         min_mask_region_area=config.min_mask_region_area,
     )
@@ -124,7 +128,7 @@ def load_sam_prior(config: SamConfig, device: torch.device) -> SamPrior:
     state = load_state(path, setting="prior.checkpoint")
     setting = f"prior.checkpoint={path}"
     if config.model == "tiny_vit":
-        sam = build_mobile_sam(state, setting=setting)
+        sam = build_mobile_sam(state, setting=setting, input_px=config.input_px)
     else:
         # Without storage: an initialisation would be overwritten at once, take seconds, and draw from the global
         # generator.

@@ -60,7 +60,9 @@ def resample_u8(x: Tensor, rows: Taps, columns: Taps) -> Tensor:
         columns: likewise.
     """
     for taps, dim in ((columns, -1), (rows, -2)):
-        x = (resample(x, taps, dim) + 2 ** (_PIL_BITS - 1)) >> _PIL_BITS
+        x = resample(x, taps, dim)
+        x += 2 ** (_PIL_BITS - 1)
+        x >>= _PIL_BITS
     return x
 
 

@@ -7,7 +7,8 @@ later would not be heeded.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,9 @@ from torch import Tensor, nn
 from dist_train.priors.weights import check_state
 
 _WIDTH = 256  # of the embedding of a picture
+# On a CPU, which is faster with what fits its cache; a picture of 1024 px as a whole needs 270 MB.
+_STRIP_ROWS = 16
+_PART_NUMBERS = 2**18
 
 
 class TinyVitEncoder(nn.Module):
@@ -56,6 +60,10 @@ class TinyVitEncoder(nn.Module):
         )
         net.stages[3].downsample.conv2.conv.stride = (1, 1)
         self.trunk = nn.ModuleDict({"patch_embed": net.patch_embed, "stages": net.stages})  # the head stays behind
+        for stage in net.stages[1:]:
+            for block in stage.blocks:
+                block.attn.forward = partial(_by_parts, block.attn.forward, 0)  # windows by themselves
+                block.mlp.forward = partial(_by_parts, block.mlp.forward, 1)  # pixels by themselves
         self.neck = nn.Sequential(
             nn.Conv2d(embed_dims[-1], _WIDTH, 1, bias=False),
             LayerNorm2d(_WIDTH),
@@ -65,7 +73,16 @@ class TinyVitEncoder(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         """(B,3,S,S), normalised as SAM does it, to (B,256,S/16,S/16)."""
-        return self.neck(self.trunk["stages"](self.trunk["patch_embed"](pictures)))
+        first, *stages = self.trunk["stages"]
+        rows = _STRIP_ROWS if _in_parts(pictures) else pictures.shape[2]
+        x = by_strips(self.trunk["patch_embed"], pictures, shrink=4, rows=rows)
+        for block in first.blocks:
+            x = by_strips(block, x, shrink=1, rows=rows)
+        x = by_strips(stages[0].downsample, x, shrink=2, rows=rows)
+        x = stages[0].blocks(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        for stage in stages[1:]:
+            x = stage(x)
+        return self.neck(x)
 
     def train(self, mode: bool = True) -> "TinyVitEncoder":
         """See `nn.Module.train`. In evaluation the biases of attention are laid out now, so that the first pass is as
@@ -76,6 +93,46 @@ class TinyVitEncoder(nn.Module):
                 if hasattr(module, "get_attention_biases"):
                     module.get_attention_biases(module.attention_biases.device)
         return self
+
+
+def by_strips(net: nn.Module, x: Tensor, *, shrink: int, rows: int) -> Tensor:
+    """What `net` makes of x, but strip by strip, so that what lies between its layers is never there as a whole.
+
+    Args:
+        net: whose rows depend on no more than the next row of its output above and below, such as one 3x3 convolution
+            between 1x1 ones. At the edges of x it sees its own padding, elsewhere x.
+        x: (B,C,H,W).
+        shrink: H divided by the rows that come out.
+        rows: of the output, of a strip.
+    """
+    num = x.shape[2] // shrink
+    if num <= rows:
+        return net(x)
+    out: Tensor | None = None
+    for top in range(0, num, rows):
+        bottom = min(top + rows, num)
+        first, last = max(top - 1, 0), min(bottom + 1, num)
+        part = net(x[:, :, first * shrink : last * shrink])
+        if out is None:  # at once, lest small strips lie scattered between what is freed
+            out = part.new_empty(*part.shape[:2], num, part.shape[3])
+        out[:, :, top:bottom] = part[:, :, top - first : bottom - first]
+    assert out is not None
+    return out
+
+
+def _by_parts(forward: Callable[[Tensor], Tensor], dim: int, x: Tensor) -> Tensor:
+    """What `forward` makes of x, to whom the places along `dim` are independent and which keeps the shape."""
+    if not _in_parts(x) or x.numel() <= _PART_NUMBERS:
+        return forward(x)
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    num = -(-x.numel() // _PART_NUMBERS)
+    for part, into in zip(x.chunk(num, dim), out.chunk(num, dim), strict=True):
+        into.copy_(forward(part))
+    return out
+
+
+def _in_parts(x: Tensor) -> bool:
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()  # for whom each part is one more graph
 
 
 def build_mobile_sam(state: Mapping[str, Tensor] | None, *, setting: str = "state", input_px: int = 1024) -> Any:

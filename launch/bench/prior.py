@@ -30,6 +30,7 @@ from dist_train.priors.tiny_vit import build_mobile_sam
 from launch.bench.masking import MATMUL_SIDE, SamCost, Segment, Step, prepare_segment, prepare_step, sam_cost
 from launch.bench.nets import PRESETS, net_config, size_option, width_and_height
 from launch.bench.race import Outcome, Work, add_race_options, describe_machine, progress, race
+from launch.bench.table import header, line
 
 
 def _published(name: str) -> Any:
@@ -54,16 +55,6 @@ STEP_COLUMNS = {
 UNFILTERED = {
     "points_per_side": 4, "num_masks": 48, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0, "box_nms_thresh": 1.0,
 }  # fmt: skip
-
-
-def header(columns: dict[str, str]) -> str:
-    """Titles of a table."""
-    return "".join(format(title, spec.partition(".")[0]) for title, spec in columns.items())
-
-
-def _line(columns: dict[str, str], row: dict[str, Any]) -> str:
-    cells = [(row.get(title), spec) for title, spec in columns.items()]
-    return "".join(format("-", spec.partition(".")[0]) if cell is None else format(cell, spec) for cell, spec in cells)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -148,7 +139,7 @@ def measure_generators(model: str, cost: SamCost, args: argparse.Namespace) -> l
             compared = alike or raced
             if kind in compared and "reference" in compared:
                 row |= agreement(compared[kind].value, compared["reference"].value)
-            print(_line(COLUMNS, row))
+            print(line(COLUMNS, row))
             if outcome.left_out:
                 print(f"  {kind} left out: {outcome.left_out}")
             if kind in alike and alike[kind].left_out:
@@ -287,7 +278,7 @@ def measure_step(name: str, net: NetConfig, args: argparse.Namespace) -> list[di
             row |= dict(zip(("step s", "masks s"), with_.quantile(0.5, 0).tolist(), strict=True))
             row["with/without"] = _ratio(with_[:, 0], without[:, 0])
             row["1+masks/rest"] = _ratio(with_[:, 0], with_[:, 0] - with_[:, 1])
-        print(_line(STEP_COLUMNS, row))
+        print(line(STEP_COLUMNS, row))
         for part in parts:
             if raced[part].left_out:
                 print(f"  {part} left out: {raced[part].left_out}")

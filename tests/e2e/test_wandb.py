@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from dist_train.track import read_metrics
-from tests.helpers.starts import STEPS, TinyRun
+from tests.helpers.starts import SAVES, STEPS, TinyRun
 from tests.helpers.wandb_server import KEY, WandbServer, serving
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
@@ -39,29 +39,33 @@ def environment(home: Path, **more: str) -> dict[str, str]:
     return mine | {"HOME": str(home), "WANDB_ERROR_REPORTING": "false", **more}
 
 
-def interrupt_twice_and_finish(run: TinyRun, env: dict[str, str]) -> int:
-    """Asked to stop; then killed with all that it had started, between two checkpoints; then to the end.
+def interrupt_thrice_and_finish(run: TinyRun, env: dict[str, str]) -> int:
+    """Asked to stop; then refused a save, so that the steps since the one before are told again; then killed.
 
     Returns:
-        The step at which it was asked to stop.
+        The step that the killed start began from.
     """
     with run.start(env=env) as start:
-        start.until(lambda: run.step >= 4, "step 4")
+        start.until(lambda: run.step >= SAVES + 1, "a step after the first save")
         start.signal(signal.SIGUSR1, 0)
         assert start.wait() == [3, 3], start.said
-    stopped = run.step
+    stopped, saves = run.step, run.folder / "checkpoints"
     with run.start(env=env) as start:
-        start.until(lambda: run.step >= stopped + 4, "steps after the stop")
+        start.until(lambda: (saves / f"step-{2 * SAVES:08d}").exists(), "the second save")
+        (saves / ".tmp-in-the-way").touch()
+        assert start.wait() == [2, 2] and "was not written" in start.said, start.said
+    (saves / ".tmp-in-the-way").unlink()
+    reached = run.step
+    with run.start(env=env) as start:
+        start.until(lambda: run.step >= reached + 1, "a new step")
         everyone = [process for pid in start.pids for process in psutil.Process(pid).children(recursive=True)]
         start.kill()
-        for process in everyone:
-            process.kill()
-        psutil.wait_procs(everyone, timeout=60)
+        assert not psutil.wait_procs(everyone, timeout=120)[1]
     assert run.step < STEPS
     with run.start(env=env) as start:
         assert start.wait() == [0, 0], start.said
-    assert len(run.resumed) == 2 and run.resumed[0] == stopped
-    return stopped
+    assert run.resumed[:2] == [stopped, 2 * SAVES] and reached == 3 * SAVES
+    return run.resumed[1]
 
 
 def records(run: TinyRun) -> list[dict[str, Any]]:
@@ -89,7 +93,7 @@ class Offline(NamedTuple):
     """A run that was interrupted, and what it has told wandb."""
 
     run: TinyRun
-    stopped: int
+    killed_from: int
     ids: set[str]
     rows: list[dict[str, Any]]
 
@@ -97,20 +101,21 @@ class Offline(NamedTuple):
 @pytest.fixture(scope="module")
 def offline(work: Path) -> Offline:
     run = TinyRun(work, "offline", "track.wandb=offline")
-    stopped = interrupt_twice_and_finish(run, environment(work, **SECRETS))
+    killed_from = interrupt_thrice_and_finish(run, environment(work, **SECRETS))
     told = records(run)
     ids = {item["run"]["run_id"] for item in told if item["type"] == "run"}
-    return Offline(run, stopped, ids, [item["history"]["item"] for item in told if item["type"] == "history"])
+    return Offline(run, killed_from, ids, [item["history"]["item"] for item in told if item["type"] == "history"])
 
 
 def test_parts_of_an_offline_run_repeat_nothing(offline: Offline) -> None:
     run = offline.run
-    assert len(list(run.folder.glob("wandb/offline-run-*"))) == 3
+    assert len(list(run.folder.glob("wandb/offline-run-*"))) == 4
     assert offline.ids == {(run.folder / "wandb_id").read_text()}
     steps = check(offline.rows, run)
     missing = set(range(1, STEPS + 1)) - set(steps)
-    assert all(offline.stopped < step for step in missing), "what a start that stopped has told is there"
-    assert {STEPS - 1, STEPS} <= set(steps)  # of the start that was killed nothing may be left
+    assert all(offline.killed_from + SAVES < step < STEPS for step in missing), (
+        missing
+    )  # told by the one that was killed
 
 
 def test_parts_of_an_offline_run_join_when_they_are_synced(offline: Offline, work: Path) -> None:
@@ -141,16 +146,15 @@ def stored(server: WandbServer) -> list[dict[str, Any]]:
     return run.history
 
 
-def test_an_online_run_goes_on_after_a_stop_and_after_a_kill(work: Path) -> None:
+def test_an_online_run_goes_on_whatever_ends_its_starts(work: Path) -> None:
     run = TinyRun(work, "online", "track.wandb=online")
     with serving() as server:
         env = environment(work, WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
-        stopped = interrupt_twice_and_finish(run, env)
+        killed_from = interrupt_thrice_and_finish(run, env)
         steps = check(stored(server), run)
         assert not server.unknown
         assert list(server.runs) == [(run.folder / "wandb_id").read_text()]
         (told,) = server.runs.values()
         assert told.starts[0] == "new" and set(told.starts[1:]) == {"resumed"}
     assert not [path for path in files_of(run) if KEY.encode() in path.read_bytes()]
-    missing = set(range(1, STEPS + 1)) - set(steps)
-    assert all(stopped < step <= run.resumed[1] for step in missing), missing  # told by the start that was killed
+    assert all(killed_from < step <= run.resumed[2] for step in set(range(1, STEPS + 1)) - set(steps)), steps

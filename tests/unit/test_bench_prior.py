@@ -18,7 +18,7 @@ OPTIONS = ["--size", "64x48", "--batch", "2", "--rounds", "2", "--threads", "1",
 
 @pytest.fixture(autouse=True)
 def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    preload("launch.bench.passes", "launch.bench.masking", "segment_anything")  # one server for all benches
+    preload("launch.bench.feeding", "launch.bench.passes", "launch.bench.masking", "segment_anything")
     monkeypatch.setitem(MODELS, "vit_b", tiny_sam)
 
 

@@ -251,6 +251,16 @@ def test_the_surest_masks_are_kept_however_prompts_are_chunked(analytic):
         assert found_in(found) == as_set(best)
 
 
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_pictures_that_go_through_one_after_the_other_have_the_masks_of_all_at_once(analytic, at_once):
+    sam, images = analytic(0), as_images(real_pictures())
+    images[1, 0, 5, 5] = torch.nan
+    want = AutomaticMasks(sam, **STRICT)(images)
+    found = AutomaticMasks(sam, pictures_per_batch=at_once, **STRICT)(images)
+    assert torch.equal(found.masks, want.masks) and torch.equal(found.valid, want.valid)
+    assert want.counts()[1] == 0 < min(want.counts()[0], want.counts()[2])
+
+
 @pytest.mark.parametrize("seed", [2, 14, 27])
 def test_masks_of_a_transformer_are_those_of_segment_anything(seed):
     pictures = [picture(), *(p[:96, :80] for p in real_pictures())]

@@ -47,6 +47,20 @@ def test_masks_are_those_of_the_official_generator_on_rgb(generator):
 
 
 @pytest.mark.parametrize("generator", ["reference", "batched"])
+def test_the_offset_of_the_stability_is_that_of_the_official_generator(generator):
+    from segment_anything import SamAutomaticMaskGenerator
+
+    def wanted(offset: float) -> set[bytes]:
+        settings = {**LOOSE, "stability_score_thresh": 0.5, "stability_score_offset": offset}
+        return as_set(SamAutomaticMaskGenerator(tiny_sam().eval(), **settings).generate(picture()))
+
+    settings = {**LOOSE, "stability_score_thresh": 0.5}
+    config = SamConfig(generator=generator, dtype="fp32", num_masks=200, stability_score_offset=1e-4, **settings)
+    found = as_set(SamPrior(tiny_sam(), config, weights="random")(as_image(picture())))
+    assert found == wanted(1e-4) != wanted(SamConfig().stability_score_offset)
+
+
+@pytest.mark.parametrize("generator", ["reference", "batched"])
 def test_auto_on_the_cpu_rounds_the_weights_as_a_gpu_would(generator):
     rounded = copy.deepcopy(tiny_sam())
     for parameter in rounded.parameters():
@@ -125,3 +139,7 @@ def test_wrong_or_missing_weights_say_what_to_do(tmp_path, monkeypatch):
         build_prior(SamConfig(checkpoint=str(tmp_path / "absent.pth")), CPU)
     with pytest.raises(ValueError, match="fp16 needs a GPU"):
         SamPrior(tiny_sam(), SamConfig(dtype="fp16"), weights="random")
+    with pytest.raises(ValueError, match="input_px=512 needs model: tiny_vit"):
+        SamConfig(model="vit_b", input_px=512)
+    with pytest.raises(ValueError, match="multiple of 16"):
+        SamConfig(model="tiny_vit", input_px=1000)

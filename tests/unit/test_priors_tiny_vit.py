@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dist_train.config import SamConfig
+from dist_train.priors import tiny_vit
+from dist_train.priors.sam import load_sam_prior
 from dist_train.priors.tiny_vit import TinyVitEncoder, build_mobile_sam, published_name
 from tests.helpers.tiny_sam import LOOSE, picture
 
@@ -131,6 +135,36 @@ def test_the_encoder_is_that_of_the_published_formulas() -> None:
         wanted = slow_encoder(x, state)
         assert wanted.shape == (1, 256, 5, 5)
         torch.testing.assert_close(encoder(x), wanted, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 7])
+def test_strips_and_parts_are_the_whole(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = TinyVitEncoder(112, **TINY).double().requires_grad_(False).eval()
+    shake(encoder)
+    x = torch.randn(2, 3, 112, 112, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(tiny_vit, "_STRIP_ROWS", 112)
+    whole = encoder(x)
+    monkeypatch.setattr(tiny_vit, "_STRIP_ROWS", rows)
+    monkeypatch.setattr(tiny_vit, "_PART_NUMBERS", 1000)
+    torch.testing.assert_close(encoder(x), whole, rtol=0, atol=1e-12 * whole.abs().max().item())
+
+
+@pytest.mark.parametrize("generator", ["reference", "batched"])
+def test_smaller_inputs_are_a_setting(generator: str, tmp_path: Path) -> None:
+    from segment_anything import SamAutomaticMaskGenerator
+
+    path, few = tmp_path / "mobile_sam.pt", {**LOOSE, "points_per_side": 2}
+    sam = build_mobile_sam(None, input_px=128)
+    torch.save(published(sam.state_dict()), path)
+    config = SamConfig(
+        model="tiny_vit", checkpoint=str(path), input_px=128, generator=generator, dtype="fp32", num_masks=99, **few
+    )
+    found = load_sam_prior(config, torch.device("cpu"))(torch.from_numpy(picture()).permute(2, 0, 1)[None] / 255)
+    records = [r for r in SamAutomaticMaskGenerator(sam, **few).generate(picture()) if r["area"]]
+    mine = [mask.numpy() for mask in found.masks[0][found.valid[0]]]
+    assert len(mine) == len(records) > 0
+    for record in records:  # rounding moves single pixels
+        assert max((mask == record["segmentation"]).mean() for mask in mine) > 0.99
 
 
 def test_names_and_shapes_are_those_of_the_published_file() -> None:
