@@ -79,7 +79,7 @@ def _add_writing(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     command.add_argument(
         "--storage",
-        help="keep (default): the files as they are; webp, tiles:128, raw: encoded anew without loss, for fast reading",
+        help="keep (default): the files as they are; webp, tiles:64, raw: encoded anew without loss, for fast reading",
     )  # fmt: skip
     command.add_argument("--shard-mib", type=_positive, default=256, help="size of a shard, about (default: 256)")
     command.add_argument("--to8", choices=["shift"], help="of pictures of 16 bits, take the upper eight")

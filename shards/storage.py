@@ -74,7 +74,7 @@ class Storage(NamedTuple):
             return ".png", encode_png(rgb)
         if self.form == "webp":
             if max(rgb.shape) > MAX_WEBP_PX:
-                raise ValueError(f"{rgb.shape[1]}x{rgb.shape[0]} is more than WebP can hold: choose tiles:128 or keep")
+                raise ValueError(f"{rgb.shape[1]}x{rgb.shape[0]} is more than WebP can hold: choose tiles:64 or keep")
             return ".webp", encode_webp(rgb, level=self.level)
         grid = self.grid((rgb.shape[0], rgb.shape[1]))
         assert grid is not None
@@ -90,7 +90,7 @@ def parse(text: str) -> Storage:
     match = _NAME.fullmatch(text)
     if not match or (match["side"] and int(match["side"]) not in SIDES_PX):
         raise ValueError(
-            f"storage {text!r} is none of keep, raw, webp, webp:LEVEL, tiles:SIDE, tiles:SIDE:LEVEL, like tiles:128; "
+            f"storage {text!r} is none of keep, raw, webp, webp:LEVEL, tiles:SIDE, tiles:SIDE:LEVEL, like tiles:64; "
             f"SIDE is from {SIDES_PX[0]} to {SIDES_PX[-1]} px, LEVEL from 0 (fast) to {len(WEBP_LEVELS) - 1} (small)"
         )
     form: Any = text.partition(":")[0]
