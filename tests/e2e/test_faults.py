@@ -5,7 +5,7 @@ its record has each step once, with equal losses; its samples are the planned on
 at the end (pytest -s) says how many steps were computed twice.
 
 Elsewhere: a node that loses its power, preemption and requeue in test_slurm.py; NaN in every ZeRO stage in
-multirank/test_engine.py; hung ranks that are named with their stacks in multirank/test_watchdog.py; every moment of a
+multirank/test_engine.py; hung ranks that are named with their stacks in multirank/test_watch.py; every moment of a
 save, and a disk that is full then, in unit/test_checkpoint.py; damaged shards in unit/test_bad_shards.py.
 """
 
