@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from dist_train import checkpoint, ranks
+from dist_train import checkpoint, ranks, resume
 from dist_train.config import RunConfig, plan_batch
 from dist_train.data.batch import Batch
 from dist_train.data.ledger import Ledger
@@ -62,7 +62,7 @@ def _train(run: RunConfig, device: torch.device, spans: Spans, watchdog: Watchdo
     val = ShardReader(run.data.val, cache) if run.data.val else None
     saved = checkpoint.find_agreed(run.dir)
     resumed = None if saved is None else checkpoint.load(saved)
-    stream_start = checkpoint.check_same_run(resumed, run, fingerprint=reader.fingerprint) if resumed else 0
+    stream_start = resume.check_same_run(resumed, run, fingerprint=reader.fingerprint) if resumed else 0
     stream = {"data": reader.fingerprint, "stream_start": stream_start}
     order = order_of(reader, run.data, seed=run.seed, global_batch=plan.global_batch, start=stream_start)
     start = resumed.state["step"] if resumed else 0
@@ -74,13 +74,13 @@ def _train(run: RunConfig, device: torch.device, spans: Spans, watchdog: Watchdo
     task = build_task(run)
     parameters = count_parameters(task)
     if resumed:
-        checkpoint.load_model(task, resumed)
+        resume.load_model(task, resumed)
     else:
         start_from(task, run.init)
     on_disk = partial(checkpoint.steps_on_disk, run.dir)
     priors = build_priors(run, device, train=reader, val=val, checkpoints=on_disk, epoch_at=order.epoch_at)
     if resumed:
-        checkpoint.check_same_priors(resumed, priors.describe(), new_data=run.data.accept_new_data)
+        resume.check_same_priors(resumed, priors.describe(), new_data=run.data.accept_new_data)
     flops = sample_flops(task, run, device)
     engine = Engine(run, task, plan, device, resumed=resumed, span=spans)
     batches = training_batches(

@@ -2,7 +2,8 @@
 
 Where a data set may lie:
     DIR or file:///DIR            a folder here, which is read in place
-    http://..., https://...       with curl; a query (a token, say) is kept behind the name of each file
+    http://..., https://...       with curl; a query is kept behind the name of each file. Keys belong in
+                                  ~/.netrc, which curl reads: a URL is written into the records of a run
     s3://BUCKET/PREFIX            with the AWS command line tool and its credentials
     pipe:COMMAND with {}          whatever a shell command writes, {} being the name of the file, for example
                                   `pipe:ssh host cat /data/rain/{}`; webdataset's form. Nothing else meets a shell
@@ -32,7 +33,7 @@ PAUSES_S = (0.5, 1, 2, 4, 8, 16, 32)
 _CHUNK = 2**20
 # webdataset's own curl waits a minute at each error 500, and for ever on a server gone silent; s3 it does not know.
 _CURL = (
-    "curl", "--fail", "--silent", "--show-error", "--location", "--globoff",
+    "curl", "--fail", "--silent", "--show-error", "--location", "--globoff", "--netrc-optional",
     "--connect-timeout", "30", "--speed-limit", "1000", "--speed-time", "60",
 )  # fmt: skip
 _HOPELESS = re.compile(r"returned error: 4(?!08|29)\d\d")  # not there, or not for us: trying again changes nothing

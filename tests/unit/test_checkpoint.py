@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from dist_train import checkpoint
+from dist_train.resume import load_model
 from shards.schema import sha256_of
 
 pytestmark = pytest.mark.unit
@@ -217,7 +218,7 @@ def test_other_nets_and_formats_are_named(tmp_path: Path) -> None:
     path = save(tmp_path, 1)
     net = torch.nn.Linear(2, 2)
     with pytest.raises(ValueError, match=r"of other nets.*bias is missing.*student.w is not in this run"):
-        checkpoint.load_model(net, checkpoint.load(path))
+        load_model(net, checkpoint.load(path))
     manifest = json.loads((path / "MANIFEST.json").read_text())
     (path / "MANIFEST.json").write_text(json.dumps(manifest | {"format": "older"}))
     with pytest.raises(ValueError, match="its format is 'older', and this code reads 'restill-checkpoint-1'"):

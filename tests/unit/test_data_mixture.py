@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dist_train.checkpoint import Checkpoint, check_same_priors, check_same_run
+from dist_train.checkpoint import Checkpoint
 from dist_train.config import BatchPlan, CachedConfig, DataConfig, RegionsConfig, RunConfig, changed_method, parse_run
 from dist_train.data import mixture
 from dist_train.data.loader import training_batches
@@ -16,6 +16,7 @@ from dist_train.data.mixture import Mixture, open_training, order_of
 from dist_train.data.reader import ShardReader
 from dist_train.priors.cached import CachedPrior
 from dist_train.priors.mask_files import MaskFiles
+from dist_train.resume import check_same_priors, check_same_run
 from shards.schema import Masks
 from tests.helpers.pairs import make_pairs, write_pairs
 from tests.helpers.rectangles import ColourPrior, assert_same_masks, make_rectangles
