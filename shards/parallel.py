@@ -61,11 +61,16 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], *, jobs:
 def _start() -> None:
     cv2.setNumThreads(0)  # there are as many processes as cores already
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends the others
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """Called in a process of multiprocessing's: let it end as soon as its parent has, however that came about."""
     parent = multiprocessing.parent_process()
     assert parent is not None
-    wait([parent.sentinel])
-    os._exit(1)
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

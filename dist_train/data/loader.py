@@ -18,6 +18,7 @@ from dist_train.data.mix import mixup, mixup_weight, rainmix, streak_pictures
 from dist_train.data.mixture import Pairs, order_of
 from dist_train.data.order import MIXUP, RAINMIX, STAND_IN, Chance, Order, draws, partner_at
 from dist_train.data.reader import BadSampleError, Box
+from shards.parallel import end_with_parent
 from shards.schema import ShardError
 
 _READS = 4  # of a sample that fails: three more
@@ -215,6 +216,7 @@ def _set_up_worker(_: int) -> None:
     # A cluster's SIGTERM goes to every process. The rank wants its batches to end the step and save, and ends us then;
     # one that has failed sends it too, as it exits, and waits for us.
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_LAST_S))
+    end_with_parent()  # torch's own watch stands still while a batch waits to be fetched
 
 
 def _check_fit(reader: Pairs, data: DataConfig, plan: BatchPlan) -> None:

@@ -95,3 +95,25 @@ def test_sigterm_to_all_processes_leaves_the_loader_its_workers(tmp_path: Path) 
             next(batches)
     psutil.wait_procs([worker], timeout=5)
     assert not worker.is_running()
+
+
+def test_a_loaders_worker_ends_with_its_rank(tmp_path: Path) -> None:
+    """Also while it holds more than fits on the way to a rank that fetches no more."""
+    write_pairs(make_pairs(tmp_path / "pairs", 4, h=128, w=128), tmp_path / "train")
+    data = DataConfig(train=str(tmp_path / "train"), crop_px=128, workers=1)
+    read, write = os.pipe()
+    if not (rank := os.fork()):
+        try:
+            batches = training_batches(ShardReader(tmp_path / "train"), data, seed=0, plan=BatchPlan(4, 4, 1))
+            next(batches)
+            os.write(write, str(psutil.Process().children()[0].pid).encode().ljust(16))
+            time.sleep(60)
+        finally:
+            os._exit(1)
+    os.close(write)
+    worker = psutil.Process(int(os.read(read, 16)))
+    time.sleep(1)
+    os.kill(rank, signal.SIGKILL)
+    os.waitpid(rank, 0)
+    psutil.wait_procs([worker], timeout=10)
+    assert not worker.is_running()
