@@ -9,12 +9,15 @@ from torch import Tensor
 
 from dist_train import ranks
 from dist_train.data.batch import Batch
-from dist_train.data.reader import ShardReader
-from dist_train.metrics import score, to_u8
+from dist_train.data.folder import Pictures
+from dist_train.metrics import Picture, is_collapsed, score, to_u8
 from dist_train.pictures import overlay, panel
 
 Restorer = Callable[[Batch], dict[str, Tensor]]
 """A batch of one whole picture -> `student_out` and perhaps `teacher_out` (1,3,H,W) and `idmap` (1,H,W) int64."""
+
+See = Callable[[str, str, Picture], None]
+"""Called with the name of a version (`gt`, `input`, ...), the key of a picture, and it: (H,W,3) uint8 RGB."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +27,16 @@ class Row:
     key: str
     protocol: str
     name: str
-    """`input`, `student` or `teacher`."""
+    """`input`, `student`, `teacher`; what has another name in `restore`'s answer keeps it."""
     psnr: float
     ssim: float
+    collapsed: bool = False
+    """Whether it lost more than 3 dB of RGB PSNR against the input; see `dist_train.metrics.is_collapsed`."""
 
 
-def evaluate(restore: Restorer, reader: ShardReader, *, protocols: Sequence[str], device: torch.device) -> list[Row]:
+def evaluate(
+    restore: Restorer, reader: Pictures, *, protocols: Sequence[str], device: torch.device, see: See | None = None
+) -> list[Row]:
     """Score the degraded input and everything `restore` gives, on every picture of a data set. All ranks call.
 
     Every rank calls `restore` equally often, since it may gather weights from all (ZeRO-3): where the pictures do not
@@ -40,6 +47,7 @@ def evaluate(restore: Restorer, reader: ShardReader, *, protocols: Sequence[str]
         reader: the pictures.
         protocols: of `dist_train.metrics.PROTOCOLS`; outputs are clamped and rounded to uint8 first.
         device: of this rank.
+        see: shown every picture and version that this rank counts, and perhaps one that another counts.
 
     Returns:
         One row per picture, name and protocol, in the reader's order, the same on every rank.
@@ -49,7 +57,7 @@ def evaluate(restore: Restorer, reader: ShardReader, *, protocols: Sequence[str]
     try:
         for first in range(0, len(reader), ranks.world_size()):
             index = first + ranks.rank()
-            rows = list(_score_picture(restore, reader, index % len(reader), protocols, device))
+            rows = list(_score_picture(restore, reader, index % len(reader), protocols, device, see))
             num_passes += 1
             if index < len(reader):
                 scored.append((index, rows))
@@ -67,25 +75,35 @@ def evaluate(restore: Restorer, reader: ShardReader, *, protocols: Sequence[str]
 
 @torch.no_grad()
 def _score_picture(
-    restore: Restorer, reader: ShardReader, index: int, protocols: Sequence[str], device: torch.device
+    restore: Restorer,
+    reader: Pictures,
+    index: int,
+    protocols: Sequence[str],
+    device: torch.device,
+    see: See | None,
 ) -> Iterator[Row]:
     """Scores of one picture, for each version of it and each protocol."""
     batch, lq_u8, gt_u8 = whole_picture(reader, index, device)
     restored = restore(batch)
     versions = {"input": lq_u8}
-    for name in ("student", "teacher"):
-        if f"{name}_out" in restored:
-            versions[name] = to_u8(restored[f"{name}_out"][0].cpu())
+    for name, image in restored.items():
+        if name.endswith("_out"):
+            versions[name.removesuffix("_out")] = to_u8(image[0].cpu())
+    key = reader.keys[index]
+    if see:
+        for name, picture in (versions | {"gt": gt_u8}).items():
+            see(name, key, picture)
     for name, picture in versions.items():
+        collapsed = is_collapsed(picture, lq_u8, gt_u8)
         for protocol in protocols:
             values = score(picture, gt_u8, protocol)
-            yield Row(reader.keys[index], protocol, name, values["psnr"], values["ssim"])
+            yield Row(key, protocol, name, values["psnr"], values["ssim"], collapsed)
 
 
 @torch.no_grad()
 def draw_panels(
     restore: Restorer,
-    reader: ShardReader,
+    reader: Pictures,
     *,
     indices: Iterable[int],
     device: torch.device,
@@ -117,23 +135,39 @@ def draw_panels(
     return panels
 
 
-def whole_picture(reader: ShardReader, index: int, device: torch.device) -> tuple[Batch, np.ndarray, np.ndarray]:
+def whole_picture(reader: Pictures, index: int, device: torch.device) -> tuple[Batch, np.ndarray, np.ndarray]:
     """One uncropped pair as a batch of one, and as uint8 lq and gt."""
-    lq_u8, gt_u8 = reader.pair(index)
-    lq, gt = (torch.from_numpy(picture).permute(2, 0, 1)[None].float().div(255) for picture in (lq_u8, gt_u8))
+    lq_read, gt_u8 = reader.pair(index)
+    lq_u8 = lq_read if lq_read.dtype == np.uint8 else to_u8(lq_read.transpose(2, 0, 1))
+    lq, gt = (torch.from_numpy(picture).permute(2, 0, 1)[None].float() for picture in (lq_read, gt_u8))
+    lq, gt = lq.div(255) if lq_read.dtype == np.uint8 else lq, gt.div(255)
     masks = (torch.from_numpy(reader.masks(index)),) if reader.masks_note else None
     return Batch.of_images(lq, gt, keys=(reader.keys[index],), masks=masks).to(device), lq_u8, gt_u8
 
 
 def means(rows: list[Row]) -> dict[str, float]:
-    """Means over pictures, under the names they are logged by: `val/<protocol>/psnr/<name>` in dB, `.../ssim/...`."""
+    """Means over pictures, under the names they are logged by: `val/<protocol>/psnr/<name>` in dB, `.../ssim/...`.
+
+    Where a teacher was scored, `.../lead` is how much it is better than its student. Where the input was,
+    `val/mcr/<name>` is SAM-Deblur's mode collapse rate: percent of the pictures that lost more than 3 dB of RGB PSNR
+    against it.
+    """
     groups: dict[str, list[float]] = {}
     for row in rows:
         groups.setdefault(f"val/{row.protocol}/psnr/{row.name}", []).append(row.psnr)
         groups.setdefault(f"val/{row.protocol}/ssim/{row.name}", []).append(row.ssim)
-    return {name: float(np.mean(values)) for name, values in groups.items()}
+    found = {name: float(np.mean(values)) for name, values in groups.items()}
+    teachers = [name for name in found if name.endswith("/teacher")]
+    lead = {name: found[name] - found[name.replace("/teacher", "/student")] for name in teachers}
+    found |= {name.replace("/teacher", "/lead"): value for name, value in lead.items()}
+    if any(row.name == "input" for row in rows):
+        restored = {(row.name, row.key): row.collapsed for row in rows if row.name != "input"}
+        for version in dict.fromkeys(name for name, _ in restored):
+            collapsed = [value for (name, _), value in restored.items() if name == version]
+            found[f"val/mcr/{version}"] = 100 * float(np.mean(collapsed))
+    return found
 
 
-def as_records(rows: list[Row]) -> list[dict[str, str | float]]:
+def as_records(rows: list[Row]) -> list[dict[str, str | float | bool]]:
     """Rows as plain dictionaries, for JSON."""
     return [asdict(row) for row in rows]

@@ -15,11 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import correlate1d, uniform_filter
 
+from dist_train.protocols import protocol_name
+
 Picture = NDArray[np.uint8]
 Plane = NDArray[np.float64]
 
 RADIUS = 5
 SIGMA = 1.5
+COLLAPSE_DB = 3.0
 
 
 def score(restored_u8: Picture, gt_u8: Picture, protocol: str) -> dict[str, float]:
@@ -28,7 +31,7 @@ def score(restored_u8: Picture, gt_u8: Picture, protocol: str) -> dict[str, floa
     Args:
         restored_u8: (H,W,3) uint8 RGB, rounded (see `to_u8`), H and W at least 11.
         gt_u8: the ground truth, of the same shape.
-        protocol: a key of `PROTOCOLS`.
+        protocol: a key of `PROTOCOLS`, or a former name.
 
     Returns:
         `{"psnr": dB, "ssim": at most 1}`; the PSNR of equal pictures is infinite.
@@ -36,8 +39,7 @@ def score(restored_u8: Picture, gt_u8: Picture, protocol: str) -> dict[str, floa
     Raises:
         ValueError: unknown protocol, or pictures that cannot be compared.
     """
-    if protocol not in PROTOCOLS:
-        raise ValueError(f"no protocol {protocol!r}; there are {', '.join(PROTOCOLS)}")
+    measures = PROTOCOLS[protocol_name(protocol)]
     for picture in (restored_u8, gt_u8):
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
             raise ValueError(f"metrics want (H,W,3) uint8 RGB, not {picture.shape} {picture.dtype}")
@@ -45,7 +47,15 @@ def score(restored_u8: Picture, gt_u8: Picture, protocol: str) -> dict[str, floa
         raise ValueError(f"the restored picture is {restored_u8.shape[:2]}, the ground truth {gt_u8.shape[:2]}")
     if min(gt_u8.shape[:2]) < 2 * RADIUS + 1:
         raise ValueError(f"SSIM needs pictures of at least 11 x 11 px, not {gt_u8.shape[:2]}")
-    return {name: measure(restored_u8, gt_u8) for name, measure in PROTOCOLS[protocol].items()}
+    return {name: measure(restored_u8, gt_u8) for name, measure in measures.items()}
+
+
+def is_collapsed(restored_u8: Picture, input_u8: Picture, gt_u8: Picture) -> bool:
+    """Whether restoring made a picture worse by more than 3 dB of RGB PSNR: the "mode collapse" of SAM-Deblur.
+
+    The share of such pictures in a data set is its MCR. Exactly 3 dB is no collapse.
+    """
+    return psnr(input_u8, gt_u8) - psnr(restored_u8, gt_u8) > COLLAPSE_DB
 
 
 def to_u8(image: Any) -> Picture:
@@ -120,20 +130,19 @@ def _shrink(plane: Plane, factor: int) -> Plane:
     return uniform_filter(plane, factor, mode="reflect", origin=-1 if factor % 2 == 0 else 0)[::factor, ::factor]
 
 
+_RGB: dict[str, Callable[[Picture, Picture], float]] = {"psnr": psnr, "ssim": ssim}
+
 PROTOCOLS: dict[str, dict[str, Callable[[Picture, Picture], float]]] = {
-    # RGB PSNR; SSIM v1, mean of the three channels. What most libraries mean.
-    "rgb": {"psnr": psnr, "ssim": ssim},
-    # Both on Y rounded to grey levels; SSIM v1. Evaluation of Restormer and MPRNet; tables of Rain200L and Rain200H.
-    "y_uint8": {
+    "rgb": _RGB,
+    "rain200": {
         "psnr": lambda a, b: psnr(y_uint8(a), y_uint8(b)),
         "ssim": lambda a, b: ssim(y_uint8(a), y_uint8(b)),
     },
-    # Both on Y, not rounded; SSIM with down-sampling. Evaluation of PReNet and RCDNet; tables of DID and DDN.
-    "y_double": {
+    "did_ddn": {
         "psnr": lambda a, b: psnr(y_double(a), y_double(b)),
         "ssim": lambda a, b: ssim_downsampled(y_double(a), y_double(b)),
     },
-    # RGB PSNR; three-dimensional SSIM. Evaluation of NAFNet, HINet and SAM-Deblur; tables of GoPro.
     "gopro": {"psnr": psnr, "ssim": ssim_3d},
+    "awgn": _RGB,  # of grey pictures, whose three channels are equal, this is the value of one
 }
-"""Protocol -> measure -> function of (restored_u8, gt_u8)."""
+"""Protocol -> measure -> function of (restored_u8, gt_u8); `dist_train.protocols` says what each is."""

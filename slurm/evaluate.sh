@@ -2,7 +2,7 @@
 # Score weights or a run's newest checkpoint on all nodes of a job; the pictures are shared out. From the repository's
 # root:
 #
-#   sbatch slurm/evaluate.sh WEIGHTS_OR_RUN SHARDS [--protocol rgb y_uint8 --json FILE ...]
+#   sbatch slurm/evaluate.sh WEIGHTS_OR_RUN SHARDS [--protocol rgb rain200 --json FILE ...]
 #
 #SBATCH --job-name=restill-evaluate
 #SBATCH --nodes=1

@@ -8,16 +8,18 @@ import numpy as np
 import pytest
 
 from dist_train import metrics
-from tests.helpers.shared import shared
+from dist_train.protocols import PROTOCOLS_SAY, protocol_name
+from tests.helpers.shared import parity, shared
 
 pytestmark = pytest.mark.unit
 
 GOLDEN = {
     "rgb": ("rgb_psnr", "rgb_ssim_v1_mean"),
-    "y_uint8": ("Yuint8_psnr", "Yuint8_ssim_v1"),
-    "y_double": ("Ydouble_psnr", "Ydouble_ssim_autodown"),
+    "rain200": ("Yuint8_psnr", "Yuint8_ssim_v1"),
+    "did_ddn": ("Ydouble_psnr", "Ydouble_ssim_autodown"),
     "gopro": ("rgb_psnr", "rgb_ssim_3d_python"),
 }
+FORMER = {"y_uint8": "rain200", "y_double": "did_ddn"}
 
 
 @pytest.mark.parametrize("pair", ["Rain100L_1", "PReNet_L1", "GoPro_Istanbul", "PolyU_chair11"])
@@ -31,13 +33,20 @@ def test_real_pairs_score_as_the_authors_code_does(pair):
         assert got["ssim"] == pytest.approx(golden["pairs"][pair][ssim], abs=1e-5), protocol
 
 
-def test_gopro_equals_nafnet_code():
+def test_gopro_equals_nafnet_code_and_did_ddn_rcdnet_s():
     import torch
 
-    fixture = torch.load(shared("parity", "metrics_losses.pt"), weights_only=True)
-    got = metrics.score(metrics.to_u8(fixture["pred"][0]), metrics.to_u8(fixture["gt"][0]), "gopro")
-    assert got["psnr"] == pytest.approx(fixture["values"]["nafnet.calculate_psnr.uint8"], abs=1e-5)
-    assert got["ssim"] == pytest.approx(fixture["values"]["nafnet.calculate_ssim.uint8.ssim3d"], abs=1e-5)
+    fixture = torch.load(parity("metrics_losses.pt"), weights_only=True)
+    pictures = [metrics.to_u8(fixture[side][0]) for side in ("pred", "gt")]
+    for protocol, psnr, ssim, abs_tol in (
+        ("gopro", "nafnet.calculate_psnr.uint8", "nafnet.calculate_ssim.uint8.ssim3d", 1e-5),
+        ("rgb", "nafnet.calculate_psnr.uint8", "nafnet.calculate_ssim.uint8.ssim2d_multichannel_array", 1e-1),
+        # Theirs are of the float picture, ours of the rounded one.
+        ("did_ddn", "rcdnet.matlab.psnrY(reimplemented)", "rcdnet.matlab.ssimY(reimplemented)", 1e-2),
+    ):
+        got = metrics.score(*pictures, protocol)
+        assert got["psnr"] == pytest.approx(fixture["values"][psnr], abs=abs_tol), protocol
+        assert got["ssim"] == pytest.approx(fixture["values"][ssim], abs=abs_tol), protocol
 
 
 def test_rgb_equals_scikit_image(rng):
@@ -48,6 +57,13 @@ def test_rgb_equals_scikit_image(rng):
         a, b, channel_axis=2, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255
     )
     assert metrics.score(a, b, "rgb")["ssim"] == pytest.approx(want, abs=1e-9)
+
+
+def test_luma_equals_scikit_image(rng):
+    from skimage.color import rgb2ycbcr
+
+    picture, _ = _pair(rng, 40, 57)
+    np.testing.assert_allclose(metrics.y_double(picture), rgb2ycbcr(picture)[..., 0], atol=1e-9)
 
 
 def test_even_downsampling_takes_the_pixels_matlab_takes():
@@ -62,6 +78,29 @@ def test_equal_pictures(rng):
     a, _ = _pair(rng, 16, 16)
     for protocol in metrics.PROTOCOLS:
         assert metrics.score(a, a, protocol) == {"psnr": math.inf, "ssim": pytest.approx(1.0)}
+
+
+def test_every_protocol_has_a_sentence_and_former_names_mean_the_new_ones(rng):
+    assert metrics.PROTOCOLS.keys() == PROTOCOLS_SAY.keys() == {*GOLDEN, "awgn"}
+    assert metrics.PROTOCOLS["awgn"] is metrics.PROTOCOLS["rgb"]
+    pair = _pair(rng, 16, 16)
+    for former, name in FORMER.items():
+        assert protocol_name(former) == name and metrics.score(*pair, former) == metrics.score(*pair, name)
+
+
+def test_collapse_is_a_loss_of_more_than_3_db():
+    gt = np.zeros((16, 16, 3), np.uint8)
+    lossless = np.full_like(gt, 10)
+    errors = {level: metrics.psnr(lossless, gt) - metrics.psnr(np.full_like(gt, level), gt) for level in (14, 15)}
+    assert errors[14] < 3 < errors[15]  # 2.92 and 3.52 dB
+    for level, loss in errors.items():
+        assert metrics.is_collapsed(np.full_like(gt, level), lossless, gt) == (loss > 3)
+    assert not metrics.is_collapsed(lossless, np.full_like(gt, 200), gt)
+
+
+def test_exactly_3_db_is_no_collapse(monkeypatch):
+    monkeypatch.setattr(metrics, "psnr", lambda picture, gt: float(picture))
+    assert not metrics.is_collapsed(27, 30, 0) and metrics.is_collapsed(26.999, 30, 0)
 
 
 def test_to_u8_clamps_and_rounds():
