@@ -1,16 +1,12 @@
 """What a rank needs of memory, estimated: states are counted, activations followed on tensors without data."""
 
 import logging
-import weakref
-from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from dist_train.config import LivePriorConfig, RunConfig, SamConfig, plan_batch
 from dist_train.data.batch import Batch
@@ -21,6 +17,7 @@ from dist_train.priors.masks import MaskSet
 from dist_train.priors.sam_attention import use_fused_attention
 from dist_train.priors.tiny_vit import build_mobile_sam
 from dist_train.priors.vgg import Features, load_features
+from dist_train.room import LiveBytes
 from dist_train.tasks import build_task, count_parameters
 
 log = logging.getLogger(__name__)
@@ -159,6 +156,9 @@ def activation_bytes(run: RunConfig, *, batch: int) -> Activations:
 
 
 def _followed(run: RunConfig, *, batch: int, crop_px: int, data: bool) -> int:
+    if run.conditioning and run.conditioning.drops_masks:  # which ones are dropped, no tensor without data can say
+        keeping = run.conditioning.model_copy(update={"mask_dropout": 0.0})
+        run = run.model_copy(update={"conditioning": keeping})
     with torch.device("cpu" if data or needs_files(run) else "meta"):
         task = build_task(run).train()
     with nullcontext() if data else FakeTensorMode(allow_non_fake_inputs=True):
@@ -208,40 +208,6 @@ def random_features(run: RunConfig) -> Features:
         logger.setLevel(before)
 
 
-class LiveBytes(TorchDispatchMode):
-    """Counts the storages that operations within it make, and that live on.
-
-    Attributes:
-        now: bytes that live at this moment.
-        peak: the most that lived at once.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._sizes: dict[int, int] = {}
-
-    def __torch_dispatch__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operation, then look at what it gave."""
-        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-        made = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, Tensor):
-                self._note(tensor.untyped_storage(), given)
-        return made
-
-    def _note(self, storage: torch.UntypedStorage, given: set[int]) -> None:
-        key = storage._cdata
-        if key not in self._sizes and key not in given:
-            self._sizes[key] = storage.nbytes()
-            self.now += storage.nbytes()
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._gone, key)
-
-    def _gone(self, key: int) -> None:
-        self.now -= self._sizes.pop(key)
-
-
 def rank_bytes(run: RunConfig, *, world: int) -> tuple[dict[str, int], list[str]]:
     """All that a rank's GPU holds at its fullest, in bytes by part; and how it was come by, in sentences.
 
@@ -277,4 +243,4 @@ def rank_bytes(run: RunConfig, *, world: int) -> tuple[dict[str, int], list[str]
 def live_prior(run: RunConfig) -> LivePriorConfig | None:
     """What makes masks in the ranks of the run, if anything does."""
     prior = run.prior.of if run.prior.name == "cached" else run.prior
-    return None if run.task == "plain" or prior.name in ("stored", "remote") else prior  # type: ignore[return-value]
+    return None if run.task == "plain" or prior.name in ("stored", "remote", "none") else prior  # type: ignore[return-value]

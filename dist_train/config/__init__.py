@@ -3,14 +3,15 @@
 A value comes from, each overruling the one before: the defaults in the sections, the YAML file, `key.sub=value` on the
 command line. There are no environment variables but those that say *where* a run happens (rank, master address).
 
-    data, nets, priors, losses, run     the sections: every setting, its default and the reason for it
-    reading                             from YAML and the command line to a run
+    data, nets, conditioning, priors, losses, run     the sections: every setting, its default and the reason for it
+    reading                                           from YAML and the command line to a run
 
 Checks live in one place each: of a single field in the field, between fields of a section in its validator, between
 sections in `RunConfig._check`, and what depends on the number of ranks in `plan_batch`. Derived values are properties;
 nothing is written back.
 """
 
+from dist_train.config.conditioning import ConditioningConfig, Grouping
 from dist_train.config.data import DataConfig, DataSetConfig, MixupConfig, PatchChange, RainmixConfig
 from dist_train.config.fields import host_and_port
 from dist_train.config.losses import LossConfig, SgrConfig, SpdConfig
@@ -28,6 +29,7 @@ from dist_train.config.nets import (
 from dist_train.config.priors import (
     CachedConfig,
     LivePriorConfig,
+    NoneConfig,
     PriorConfig,
     PspConfig,
     RegionsConfig,
@@ -53,18 +55,21 @@ __all__ = [
     "BatchPlan",
     "CachedConfig",
     "CheckpointConfig",
+    "ConditioningConfig",
     "CustomConfig",
     "DataConfig",
     "DataSetConfig",
     "EfficientDerainConfig",
     "EngineConfig",
     "EvalConfig",
+    "Grouping",
     "InitConfig",
     "LivePriorConfig",
     "LossConfig",
     "MixupConfig",
     "NafnetConfig",
     "NetConfig",
+    "NoneConfig",
     "OptimConfig",
     "PatchChange",
     "PriorConfig",

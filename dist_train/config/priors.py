@@ -140,8 +140,20 @@ class RemoteConfig(Section):
         return self.of.num_masks
 
 
+class NoneConfig(Section):
+    """`none`: no masks. The teacher is the plain cascade without SPF units, and there is no SGR."""
+
+    name: Literal["none"] = "none"
+
+    @property
+    def num_masks(self) -> int:
+        """Of each picture."""
+        return 0
+
+
 PriorConfig = Annotated[
-    RegionsConfig | SamConfig | PspConfig | CachedConfig | StoredConfig | RemoteConfig, Field(discriminator="name")
+    RegionsConfig | SamConfig | PspConfig | CachedConfig | StoredConfig | RemoteConfig | NoneConfig,
+    Field(discriminator="name"),
 ]
 
 

@@ -5,11 +5,13 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field, Strict, model_validator
 
+from dist_train.config.conditioning import ConditioningConfig
 from dist_train.config.data import DataConfig
 from dist_train.config.fields import Below1, Count, CountOrZero, NonNegative, Positive, Section, off_is_false
 from dist_train.config.losses import LossConfig
 from dist_train.config.nets import InitConfig, NafnetConfig, NetConfig, TeacherConfig
 from dist_train.config.priors import PriorConfig, RegionsConfig, VggConfig
+from dist_train.protocols import present_name
 
 
 class OptimConfig(Section):
@@ -71,8 +73,9 @@ class EvalConfig(Section):
 
     every: CountOrZero = 500
     """Steps between validations; 0: only at the end."""
-    protocol: Literal["rgb", "y_uint8", "y_double", "gopro"] = "rgb"
-    """How PSNR and SSIM are computed; see dist_train/metrics.py."""
+    protocol: Annotated[Literal["rgb", "rain200", "did_ddn", "gopro"], BeforeValidator(present_name)] = "rgb"
+    """How PSNR and SSIM are computed; see dist_train/protocols.py. y_uint8 and y_double are former names of rain200 and
+    did_ddn."""
     teacher: bool = False
     """Also score the teacher, which needs the prior on every whole picture: minutes each with SAM on a CPU."""
 
@@ -99,7 +102,7 @@ class ProfileConfig(Section):
 
 
 class TrackConfig(Section):
-    """What is written down. metrics.jsonl always is; wandb is a view of it."""
+    """What is written down. metrics.jsonl always is; wandb and TensorBoard are views of it."""
 
     every: Count = 10
     """Steps between lines of metrics.jsonl."""
@@ -110,6 +113,9 @@ class TrackConfig(Section):
     num_pictures: Count = 2
     wandb: Annotated[Literal["off", "offline", "online"], BeforeValidator(off_is_false)] = "off"
     project: str = "restill"
+    """wandb's project."""
+    tensorboard: bool = False
+    """Also write RUN/tensorboard, for `tensorboard --logdir runs`."""
     progress: bool = True
     """A progress bar on the main rank."""
     profile: ProfileConfig = ProfileConfig()
@@ -124,10 +130,13 @@ class RunConfig(Section):
     out: str = "runs"
     """Parent of the run's folder."""
     seed: CountOrZero = 0
-    task: Literal["plain", "distill"] = "distill"
-    """plain: the student alone. distill: student, prior, teacher, SPD and SGR (Eq. 1-8)."""
+    task: Literal["plain", "distill", "conditioned"] = "distill"
+    """plain: the student alone. distill: student, prior, teacher, SPD and SGR (Eq. 1-8). conditioned: a student that
+    sees the masks of its input (CAT, MAP, SAM-Deblur), in training and ever after."""
     data: DataConfig
     student: NetConfig = NafnetConfig()
+    conditioning: ConditioningConfig | None = None
+    """For task=conditioned, and no other."""
     teacher: TeacherConfig = TeacherConfig()
     init: InitConfig = InitConfig()
     prior: PriorConfig = RegionsConfig()
@@ -145,9 +154,14 @@ class RunConfig(Section):
         return Path(self.out) / self.name
 
     @property
+    def uses_masks(self) -> bool:
+        """Whether there are any masks."""
+        return self.task != "plain" and self.prior.name != "none"
+
+    @property
     def reads_masks(self) -> bool:
         """Whether masks come from the shards."""
-        return self.task == "distill" and self.prior.name == "stored"
+        return self.uses_masks and self.prior.name == "stored"
 
     @property
     def uses_sgr(self) -> bool:
@@ -159,9 +173,16 @@ class RunConfig(Section):
         nets = [self.student] + ([self.teacher.net] if self.teacher.net and self.task == "distill" else [])
         if wide := [net for net in nets if net.name == "nafnet" and net.extra_channels]:
             raise ValueError(
-                f"extra_channels={wide[0].extra_channels}: such a net wants masks beside the picture, and no task "
-                "gives them yet; set it to 0"
+                f"extra_channels={wide[0].extra_channels}: such a net wants masks beside the picture; leave it out and "
+                "set task=conditioned, whose section `conditioning` says what the net sees of them"
             )
+        if (self.task == "conditioned") != (self.conditioning is not None):
+            raise ValueError(
+                "task=conditioned goes with a section `conditioning`, and no other task does: "
+                "`conditioning: {method: map}` (or cat)"
+            )
+        if self.task == "conditioned" and not self.uses_masks:
+            raise ValueError("task=conditioned wants masks, and prior.name=none gives none; take another prior")
         if self.loss.rec == "rcdnet" and (other := [net.name for net in nets if net.name != "rcdnet"]):
             raise ValueError(
                 f"loss.rec=rcdnet is over the pictures of RCDNet's stages, and {other[0]} has none; set loss.rec to "
@@ -199,7 +220,7 @@ class RunConfig(Section):
                 f"optim.global_batch={self.optim.global_batch} is not a multiple of "
                 f"optim.batch_per_rank={self.optim.batch_per_rank}"
             )
-        if self.task == "distill":
+        if self.task != "plain":
             self._check_prior()
         return self
 
@@ -213,6 +234,11 @@ class RunConfig(Section):
 
     def _check_prior(self) -> None:
         prior = self.prior
+        if prior.name == "none" and self.uses_sgr:
+            raise ValueError(
+                f"prior.name=none gives SGR no masks, and loss.sgr.weight={self.loss.sgr.weight:g}; set it to 0, or "
+                "take another prior"
+            )
         if prior.name == "cached" and self.student.name == "rcdnet" and self.student.batch_norm == "rank":
             raise ValueError(
                 "prior.name=cached looks at pictures as the student restores them, by running means that with "
@@ -240,7 +266,7 @@ def changed_method(before: RunConfig, now: RunConfig) -> list[str]:
         `key=old is now new`, for each that differs.
     """
     fixed = (
-        "task", "seed", "student", "teacher", "prior", "features", "loss",
+        "task", "seed", "student", "conditioning", "teacher", "prior", "features", "loss",
         "data.crop_px", "data.progressive", "data.flips", "data.mixup", "data.rainmix",
         "data.order", "data.window", "data.lanes", "optim.global_batch", "optim.name",
         *(() if now.data.accept_new_data else ("data.shares",)),

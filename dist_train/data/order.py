@@ -23,6 +23,7 @@ RAINMIX = 5
 _PARTNER = 6  # by step
 _WINDOWED = 7  # by epoch
 _BLOCK = 8  # by block
+MASK_DROPOUT = 9
 _ONE_SET = np.zeros(1, np.int64)
 
 

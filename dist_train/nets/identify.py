@@ -7,7 +7,14 @@ from typing import NamedTuple
 from pydantic import ValidationError
 from torch import Tensor
 
-from dist_train.config import EfficientDerainConfig, NafnetConfig, NetConfig, RcdnetConfig, UformerConfig
+from dist_train.config import (
+    ConditioningConfig,
+    EfficientDerainConfig,
+    NafnetConfig,
+    NetConfig,
+    RcdnetConfig,
+    UformerConfig,
+)
 
 
 class Identified(NamedTuple):
@@ -17,11 +24,13 @@ class Identified(NamedTuple):
         name: as `dist_train.nets.load_official` takes it.
         config: its sizes; what no shape shows has its default.
         title: in words, for example "NAFNet width 32, GoPro/REDS blocks".
+        conditioning: of nets that want masks beside the picture; what no shape shows has its default.
     """
 
     name: str
     config: NetConfig
     title: str
+    conditioning: ConditioningConfig | None = None
 
 
 def identify(state: Mapping[str, Tensor]) -> Identified | None:
@@ -85,11 +94,13 @@ def _nafnet(state: Mapping[str, Tensor]) -> Identified:
         middle_blk_num=_count(state, "middle_blks."),
         enc_blk_nums=tuple(_count(state, f"encoders.{level}.") for level in levels),
         dec_blk_nums=tuple(_count(state, f"decoders.{level}.") for level in levels),
-        extra_channels=state["intro.weight"].shape[1] - 3,
     )
+    conditioning = None
     if "pre_seg.weight" in state:
-        name, title = "segnafnet", f"SegNAFNet (MAP of SAM-Deblur, {config.extra_channels} channels)"
-    elif config.extra_channels:
+        conditioning = ConditioningConfig(method="map", map_channels=len(state["pre_seg.weight"]))
+        name, title = "segnafnet", f"SegNAFNet (MAP of SAM-Deblur, {conditioning.map_channels} channels)"
+    elif state["intro.weight"].shape[1] > 3:
+        conditioning = ConditioningConfig(method="cat")
         name, title = "masknafnet", "MaskNAFNet (CAT of SAM-Deblur)"
     else:
         name, title = "nafnet", "NAFNet"
@@ -100,7 +111,7 @@ def _nafnet(state: Mapping[str, Tensor]) -> Identified:
             blocks = "SIDD blocks"
         case down, middle, up:
             blocks = f"blocks {down}, {middle}, {up}"
-    return Identified(name, config, f"{title} width {config.width}, {blocks}")
+    return Identified(name, config, f"{title} width {config.width}, {blocks}", conditioning)
 
 
 def _uformer(state: Mapping[str, Tensor]) -> Identified:

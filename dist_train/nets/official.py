@@ -17,8 +17,15 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from dist_train.config import EfficientDerainConfig, NafnetConfig, NetConfig, RcdnetConfig, UformerConfig
-from dist_train.nets.conditioned import SegNafnet
+from dist_train.config import (
+    ConditioningConfig,
+    EfficientDerainConfig,
+    NafnetConfig,
+    NetConfig,
+    RcdnetConfig,
+    UformerConfig,
+)
+from dist_train.nets.conditioned import SeesMasks
 from dist_train.nets.identify import Identified, explain, identify
 from dist_train.nets.stages import RestorationNet
 from dist_train.priors.weights import looks_like
@@ -37,12 +44,15 @@ UNSAID: dict[str, tuple[str, ...]] = {
 }
 """Fields of a net's configuration that change what it restores and that no official file holds."""
 
+UNSAID_OF_MASKS = ("grouping", "mask_value")
+"""The same of the conditioning of a net that wants masks; mask_value is for MAP alone."""
+
 WRAPPERS = ("params_ema", "params", "state_dict", "model")
 """Keys under which files hold the weights; the first that is there counts."""
 
 
-def load_official(name: str, path: str | Path, **fields: Any) -> RestorationNet:
-    """A net with the weights of an official file, on the CPU in evaluation mode.
+def load_official(name: str, path: str | Path, **fields: Any) -> RestorationNet | SeesMasks:
+    """A net with the weights of an official file, on the CPU in evaluation mode; masknafnet and segnafnet want masks.
 
     Args:
         name: one of `NAMES`.
@@ -61,7 +71,7 @@ def load_official(name: str, path: str | Path, **fields: Any) -> RestorationNet:
 
 def open_official(
     path: Path, fields: Mapping[str, Any], *, name: str | None = None
-) -> tuple[RestorationNet, Identified]:
+) -> tuple[RestorationNet | SeesMasks, Identified]:
     """The net that an official file holds, whichever it is; see `load_official`.
 
     Args:
@@ -80,11 +90,11 @@ def open_official(
     if found is None or name not in (None, found.name):
         title = found.title if found else looks_like(state)
         raise ValueError(f"{path} holds no weights of {name or 'a net that is known here'}; it looks like {title}")
-    config = _with_fields(found, fields)
-    net = build(found.name, config)
+    found = _with_fields(found, fields)
+    net = build(found)
     _check_fit(net.state_dict(), state, what=f"{path} looks like {found.title}")
     net.load_state_dict(state)
-    return net.eval(), found._replace(config=config)
+    return net.eval(), found
 
 
 def read_official(path: Path) -> dict[str, Tensor]:
@@ -124,16 +134,21 @@ def _named_tensor(name: Any, value: Any) -> bool:
     return isinstance(name, str) and isinstance(value, Tensor)
 
 
-def official_layout(config: NetConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:
+def official_layout(
+    config: NetConfig, state: Mapping[str, Tensor], conditioning: ConditioningConfig | None = None
+) -> dict[str, Any]:
     """What the official program would `torch.load`.
 
     Args:
         config: of the net.
         state: its state dict.
+        conditioning: of a net that wants masks.
 
     Raises:
         ValueError: the net has no official program.
     """
+    if conditioning is not None and config.name != "nafnet":
+        raise ValueError(f"a conditioned {config.name} net has no official layout; export it as .safetensors")
     match config:
         case RcdnetConfig() | EfficientDerainConfig():
             return dict(state)
@@ -151,23 +166,36 @@ def official_layout(config: NetConfig, state: Mapping[str, Tensor]) -> dict[str,
     raise ValueError(f"a {config.name} net has no official layout; export it as .safetensors")
 
 
-def _with_fields(found: Identified, fields: Mapping[str, Any]) -> NetConfig:
+def unsaid(config: NetConfig, conditioning: ConditioningConfig | None) -> dict[str, Any]:
+    """What an official file of this net cannot say, and the values that it then has to be given."""
+    values = {key: getattr(config, key) for key in UNSAID[config.name]}
+    return values | ({key: getattr(conditioning, key) for key in UNSAID_OF_MASKS} if conditioning else {})
+
+
+def _with_fields(found: Identified, fields: Mapping[str, Any]) -> Identified:
+    free = unsaid(found.config, found.conditioning)
     for key in fields:
-        if key not in UNSAID[found.config.name]:
+        if key not in free:
             size = f"; {key}={getattr(found.config, key)} is in it" if key in type(found.config).model_fields else ""
-            free = ", ".join(UNSAID[found.config.name]) or "nothing"
-            raise ValueError(f"{key} is not to be given for {found.title}{size}; its file leaves open: {free}")
+            left = ", ".join(free) or "nothing"
+            raise ValueError(f"{key} is not to be given for {found.title}{size}; its file leaves open: {left}")
+    of_masks = {key: value for key, value in fields.items() if key in UNSAID_OF_MASKS}
+    of_net = {key: value for key, value in fields.items() if key not in of_masks}
     try:
-        return type(found.config).model_validate(found.config.model_dump() | dict(fields))
+        config = type(found.config).model_validate(found.config.model_dump() | of_net)
+        if found.conditioning is None:
+            return found._replace(config=config)
+        conditioning = ConditioningConfig.model_validate(found.conditioning.model_dump() | of_masks)
+        return found._replace(config=config, conditioning=conditioning)
     except ValidationError as error:
         raise ValueError(explain(error)) from None
 
 
-def build(name: str, config: NetConfig) -> RestorationNet:
-    """A new net; `name` is one of `NAMES`, of which segnafnet has a class of its own for the same configuration."""
-    from dist_train.nets import build_net  # not above: that package hands out load_official
+def build(found: Identified) -> RestorationNet | SeesMasks:
+    """A new net of this kind."""
+    from dist_train.nets import build_student  # not above: that package hands out load_official
 
-    return SegNafnet(**config.model_dump(exclude={"name"})) if name == "segnafnet" else build_net(config)
+    return build_student(found.config, found.conditioning)
 
 
 def _check_fit(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], *, what: str) -> None:

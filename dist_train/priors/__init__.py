@@ -1,4 +1,4 @@
-"""Frozen sources of semantics: masks of a picture (regions, sam, psp; cached, stored, remote), features of it (vgg)."""
+"""Frozen sources of semantics: masks of a picture (regions, sam, psp; cached, stored, remote; none), and features."""
 
 import re
 import shutil
@@ -9,10 +9,11 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from dist_train import ranks
-from dist_train.config import CachedConfig, PriorConfig, RemoteConfig, RunConfig
+from dist_train.config import CachedConfig, PriorConfig, RemoteConfig, RunConfig, StoredConfig
 from dist_train.priors.cached import CachedPrior, EpochAt, Pictures
 from dist_train.priors.mask_files import MaskFiles
 from dist_train.priors.masks import Prior
+from dist_train.priors.none import NoPrior
 from dist_train.priors.psp import load_psp_prior
 from dist_train.priors.regions import RegionsPrior
 from dist_train.priors.remote import load_remote_prior
@@ -29,6 +30,7 @@ PRIORS: dict[str, Callable[[Any, torch.device], Prior]] = {
     "cached": lambda config, device: build_inner(config, device),
     "stored": lambda config, device: StoredPrior(config),
     "remote": load_remote_prior,
+    "none": lambda config, device: NoPrior(),
 }
 
 
@@ -80,6 +82,33 @@ def build_prior(config: PriorConfig, device: torch.device) -> Prior:
     return PRIORS[config.name](config, device)
 
 
+def prior_for(config: PriorConfig | None, note: Masks | None, device: torch.device, *, where: object) -> Prior:
+    """The source of masks of pictures outside a training run: as the run that `config` is of had them there.
+
+    Args:
+        config: None: there was no run; then the masks beside the pictures, however many.
+        note: of the masks beside the pictures, if there are any.
+        device: of this rank.
+        where: the pictures lie, for errors.
+
+    Raises:
+        ValueError, OSError: as `build_prior`; or there are no masks beside the pictures, and those are wanted.
+    """
+    if (config is None or config.name == "stored") and note is None:
+        raise ValueError(
+            f"{where} holds no masks beside its pictures, which this net wants; {how_to_store(where)}; or name what "
+            "makes them now: --prior regions (or sam, psp)"
+        )
+    if config is None:
+        return StoredPrior(StoredConfig(num_masks=255), note)
+    if config.name == "remote":  # servers are not waited for
+        return build_prior(config.of, device)
+    if config.name == "cached":
+        of = config.of.model_copy(update={"num_masks": config.num_masks})
+        return build_inner(config.model_copy(update={"of": of}), device)
+    return build_prior(config, device)
+
+
 def build_priors(
     run: RunConfig,
     device: torch.device,
@@ -102,7 +131,7 @@ def build_priors(
         ValueError, OSError: as `build_prior`; or the shards have no masks and the prior is `stored`.
     """
     return Priors(
-        masks=_prior_of(run, device, train, val, checkpoints, epoch_at) if run.task == "distill" else None,
+        masks=_prior_of(run, device, train, val, checkpoints, epoch_at) if run.task != "plain" else None,
         features=load_features(run.features, device) if run.uses_sgr else None,
     )
 
@@ -118,8 +147,8 @@ def _prior_of(
     config = run.prior
     if config.name == "stored":
         looked_at = {"data.train": train}
-        if val and (run.eval.teacher or run.track.pictures_every):
-            looked_at["data.val"] = val  # for eval.teacher and the panels of track.pictures_every
+        if val and (run.eval.teacher or run.track.pictures_every or run.task == "conditioned"):
+            looked_at["data.val"] = val  # for the student itself, eval.teacher or the panels of track.pictures_every
         for setting, part in ((setting, part) for setting, data in looked_at.items() for part in data.parts):
             if part.masks_note is None:
                 raise ValueError(

@@ -76,6 +76,11 @@ class MaskSet:
         """Number of masks of each picture: (B,) int64."""
         return self.valid.sum(1)
 
+    def for_log(self) -> dict[str, Tensor]:
+        """Scalars for the log: masks_per_picture, mask_coverage and the prior's own notes."""
+        log = {"masks_per_picture": self.counts().float().mean(), "mask_coverage": self.coverage().mean()}
+        return log | {name: torch.full_like(log["mask_coverage"], value) for name, value in self.notes.items()}
+
     def to(self, device: torch.device | str) -> "MaskSet":
         """The same masks on another device."""
         masks, valid = (tensor.to(device, non_blocking=True) for tensor in (self.masks, self.valid))

@@ -5,8 +5,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dist_train.config import RunConfig
-from dist_train.nets import build_net, build_teacher
-from dist_train.priors.masks import MaskSet
+from dist_train.nets import build_conditioned, build_net, build_teacher
+from dist_train.priors.masks import empty
+from dist_train.tasks.conditioned import ConditionedTask
 from dist_train.tasks.distill import DistillTask
 from dist_train.tasks.plain import PlainTask
 
@@ -17,6 +18,8 @@ def build_task(run: RunConfig) -> nn.Module:
     Raises:
         ValueError: the crops are too small for the teacher's fusion units.
     """
+    if run.conditioning is not None:
+        return ConditionedTask(build_conditioned(run.student, run.conditioning), run.loss, seed=run.seed)
     student = build_net(run.student)
     if run.task == "plain":
         return PlainTask(student, run.loss)
@@ -24,7 +27,7 @@ def build_task(run: RunConfig) -> nn.Module:
     crop_px, net = run.data.crop_px, teacher.net
     left, right, _, _ = net.padding(crop_px, crop_px)
     deepest = max(stage.stride for stage in net.stages)
-    if left + crop_px + right < 2 * deepest:
+    if len(teacher.units) and left + crop_px + right < 2 * deepest:
         raise ValueError(
             f"data.crop_px={crop_px} leaves one pixel at the teacher's deepest stage (stride {deepest}), which cannot "
             f"be normalised; set data.crop_px to {2 * deepest} or more"
@@ -61,10 +64,10 @@ def sample_flops(task: nn.Module, run: RunConfig, device: torch.device) -> float
     training, px = task.training, run.data.crop_px
     task.to(device).eval()
     image = torch.zeros(1, 3, px, px, device=device)
+    masks = empty(1, run.prior.num_masks, px, px, device=device)
     with FlopCounterMode(display=False) as counter:
-        task.get_submodule("student")(image)
+        task.get_submodule("student")(image, *([masks] if isinstance(task, ConditionedTask) else []))
         if isinstance(task, DistillTask):
-            masks = torch.zeros(1, run.prior.num_masks, px, px, dtype=torch.bool, device=device)
-            task.teacher(image, MaskSet(masks, masks.any((2, 3))))
+            task.teacher(image, masks)
     task.train(training)
     return 3.0 * counter.get_total_flops()

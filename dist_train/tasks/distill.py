@@ -86,17 +86,16 @@ class DistillTask(nn.Module):
             total = student_total(terms, self.loss) + terms["teacher_rec"]
             if measure:
                 terms |= self._gradient_norms(terms, student_out)
-        log = {"masks_per_picture": masks.counts().float().mean(), "mask_coverage": masks.coverage().mean()}
-        notes = {name: torch.full_like(log["mask_coverage"], value) for name, value in masks.notes.items()}
-        return {**terms, **log, **notes, "total": total}
+        return {**terms, **masks.for_log(), "total": total}
 
     def restore(self, batch: Batch, priors: Priors, *, teacher: bool = True) -> dict[str, Tensor]:
         """Pictures to look at: `student_out`, and with `teacher` also `teacher_out`, both (B,3,H,W) and not clamped,
-        and `idmap` (B,H,W) int64, what the teacher saw."""
+        and `idmap` (B,H,W) int64, what the teacher saw, unless the prior is `none`."""
         if not teacher:
             return {"student_out": self.student(batch.lq).float()}
         student_out, teacher_out, masks = self._cascade(batch, priors)
-        return {"student_out": student_out.float(), "teacher_out": teacher_out.float(), "idmap": masks.idmap()}
+        seen = {"idmap": masks.idmap()} if masks.masks.shape[1] else {}
+        return {"student_out": student_out.float(), "teacher_out": teacher_out.float(), **seen}
 
     def _cascade(
         self, batch: Batch, priors: Priors, student_trace: Trace | None = None, teacher_trace: Trace | None = None

@@ -3,17 +3,25 @@
 import argparse
 import sys
 
-from launch.bench import checkpoint, loader, nets, prior, scaling
+from launch.bench import checkpoint, loader, nets, pooling, prior, scaling
 from launch.bench.race import preload
+from launch.command import program
 from launch.console import run_main
 
-SUBCOMMANDS = {"checkpoint": checkpoint, "loader": loader, "nets": nets, "prior": prior, "scaling": scaling}
+SUBCOMMANDS = {
+    "checkpoint": checkpoint,
+    "loader": loader,
+    "nets": nets,
+    "pooling": pooling,
+    "prior": prior,
+    "scaling": scaling,
+}
 """Each a module with `add_arguments(parser)` and `run(args) -> exit code`; the first line of its docstring is shown."""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse and measure; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m launch.bench", description="Measure, in turns and more than once.")
+    parser = argparse.ArgumentParser(prog=program("launch.bench"), description="Measure, in turns and more than once.")
     subparsers = parser.add_subparsers(required=True, metavar="SUBCOMMAND")
     for name, module in SUBCOMMANDS.items():
         assert module.__doc__

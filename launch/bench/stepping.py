@@ -4,6 +4,7 @@ import gc
 import random
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -143,7 +144,8 @@ def _pictures(run: RunConfig) -> Iterator[Batch]:
             top, left = (draw.randint(0, photos.shape[-1] - px) for _ in range(2))
             crops.append(photos[draw.randrange(3), :, top : top + px, left : left + px])
         gt = torch.stack(crops)
-        yield Batch.of_images(gt + 0.05 * torch.randn(gt.shape, generator=noise), gt)
+        pictures = Batch.of_images(gt + 0.05 * torch.randn(gt.shape, generator=noise), gt)
+        yield replace(pictures, positions=torch.arange(batch))
 
 
 def peak_mib(told: list[Told]) -> float | None:

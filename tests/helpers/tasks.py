@@ -1,6 +1,7 @@
 """Small real tasks and batches for tests of the engine: the same samples whatever the number of ranks."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def tiny_priors(run: RunConfig) -> Priors:
     if run.task == "plain":
         return Priors(masks=None, features=None)
     assert run.prior.name == "regions"
-    return Priors(masks=RegionsPrior(run.prior), features=_features(run.features))
+    return Priors(masks=RegionsPrior(run.prior), features=_features(run.features) if run.uses_sgr else None)
 
 
 @lru_cache(maxsize=1)  # twenty million random numbers
@@ -73,11 +74,12 @@ def tiny_batches(plan: BatchPlan, *, rank: int, world: int, start_step: int = 0,
             first = step * plan.global_batch + (micro * world + rank) * plan.batch_per_rank
             positions = range(first, first + plan.batch_per_rank)
             pairs = [_pair(position, px) for position in positions]
-            yield Batch.of_images(
+            batch = Batch.of_images(
                 torch.stack([lq for lq, _ in pairs]),
                 torch.stack([gt for _, gt in pairs]),
                 keys=tuple(str(position) for position in positions),
             )
+            yield replace(batch, positions=torch.tensor(positions))
         step += 1
 
 

@@ -1,7 +1,6 @@
 """Official files: what is in them, into our nets and back, and what is said of those that will not do."""
 
 import json
-import math
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,7 @@ import torch
 
 from dist_train.config import NafnetConfig, RcdnetConfig, UformerConfig
 from dist_train.nets import build_net, load_official
-from dist_train.nets.conditioned import SegNafnet, drop_masks, mask_average
+from dist_train.nets.conditioned import mask_average
 from dist_train.nets.identify import identify
 from dist_train.nets.official import official_layout, open_official, read_official
 from tests.helpers.shared import parity
@@ -164,30 +163,6 @@ def test_mask_average_equals_a_loop_over_masks() -> None:
     torch.testing.assert_close(pooled, official, atol=1e-6, rtol=0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(mask_average(features, masks), pooled)
-
-
-def test_mask_dropout_zeroes_an_exact_number_of_valid_masks() -> None:
-    num_masks = 7
-    valid = torch.arange(num_masks) < torch.tensor([0, 1, 4, 5, 7])[:, None]
-    masks = valid[..., None, None].float().expand(-1, -1, 2, 2)
-    order = torch.stack([torch.randperm(num_masks) for _ in valid])
-    for fraction in (0.0, 0.5, 0.7, 1.0):
-        dropped = valid & ~drop_masks(masks, valid, order=order, fraction=fraction).flatten(2).any(2)
-        for of_picture, there, ranks in zip(dropped, valid, order, strict=True):
-            first = [k for k in ranks.tolist() if there[k]][: math.floor(fraction * int(there.sum()))]
-            assert sorted(first) == of_picture.nonzero().flatten().tolist()
-
-
-def test_masks_lie_on_the_padded_picture() -> None:
-    """Restoring a picture that needs padding equals restoring the padded one."""
-    torch.manual_seed(0)
-    net = SegNafnet(width=4, middle_blk_num=1, enc_blk_nums=(1, 1), dec_blk_nums=(1, 1), extra_channels=2)
-    for parameter in net.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    lq, masks = torch.rand(1, 3, 5, 6), (torch.rand(1, 4, 5, 6) < 0.5).float()
-    padded = torch.nn.functional.pad(torch.cat([lq, masks], 1), (0, 2, 0, 3))
-    assert torch.equal(net(lq, masks), net(padded[:, :3], padded[:, 3:])[..., :5, :6])
-    assert net(lq, masks.bool()).shape == lq.shape
 
 
 def test_a_file_saved_from_a_gpu_loads(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

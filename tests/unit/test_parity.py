@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from dist_train.nets import RestorationNet, load_official
-from dist_train.nets.conditioned import drop_masks
+from dist_train.nets.conditioned import ConditionedNafnet, Groups, drop_groups
 from dist_train.nets.identify import Identified, identify
-from dist_train.nets.official import UNSAID, build, read_official
+from dist_train.nets.nafnet import Nafnet
+from dist_train.nets.official import build, read_official, unsaid
 from tests.helpers.shared import SHARED
 
 pytestmark = pytest.mark.unit
@@ -81,7 +82,7 @@ NAFNET = {
     "dec_blk_nums": Field("dec_blk_nums"),
 }
 LOCAL = {"train_size": Field("tlc_train_px", sides), "base_size": only(None), "fast_imp": only(False)}
-SEGNAFNET = NAFNET | {"seg_channel": Field("extra_channels"), "mask_dropout": ANY}
+SEGNAFNET = NAFNET | {"seg_channel": Field("map_channels"), "mask_dropout": ANY}
 CTOR: dict[str, dict[str, Field | Only | None]] = {
     "rcdnet": {
         "stage": Field("num_stages"), "num_M": Field("num_m"), "num_Z": Field("num_z"), "T": ANY,
@@ -127,7 +128,9 @@ def fields_of(ctor: dict[str, Any], net: str) -> dict[str, Any]:
 
 def check_sizes(found: Identified, fields: dict[str, Any]) -> None:
     """What was read from the shapes must be what the constructor was given."""
-    read_off = {key: getattr(found.config, key) for key in fields}
+    read_off = {
+        key: getattr(found.conditioning if key == "map_channels" else found.config, key, None) for key in fields
+    }
     if "mlp_ratio" in fields:  # of which the shapes hold the rounded product
         read_off["mlp_ratio"] = pytest.approx(read_off["mlp_ratio"], abs=1 / found.config.embed_dim)
     assert read_off == fields, f"{found.title}: sizes read from the file"
@@ -160,30 +163,40 @@ def plain(net: RestorationNet, ctor: dict[str, Any], x: Tensor) -> dict[str, Any
     return {"y": net(x)}
 
 
+def masknafnet(net: ConditionedNafnet, ctor: dict[str, Any], x: Tensor) -> dict[str, Any]:
+    """The fixture's fourth channel is of any values, so that no masks give it."""
+    return {"y": Nafnet.forward(net, x)}
+
+
 def segnafnet(
-    net: RestorationNet,
+    net: ConditionedNafnet,
     ctor: dict[str, Any],
     x: Tensor,
     masks: list[Tensor],
     dropped_mask_indices: list[Tensor] | None = None,
     seed_before_forward: int | None = None,
 ) -> dict[str, Any]:
-    num_masks = torch.tensor([len(of_picture) for of_picture in masks])
-    valid = torch.arange(int(num_masks.max())) < num_masks[:, None]
-    padded = torch.zeros(*valid.shape, *x.shape[-2:])
-    for row, of_picture in zip(padded, masks, strict=True):
-        row[: len(of_picture)] = of_picture[:, 0]
+    num = max(map(len, masks))
+    ids = torch.stack([(of_picture[:, 0].sign() * number_from_1(of_picture)).sum(0) for of_picture in masks]).long()
+    assert all(of_picture.sign().sum(0).max() <= 1 for of_picture in masks), "they do not overlap"
+    (value,) = {float(of_picture.max()) for of_picture in masks}
+    net.conditioning = net.conditioning.model_copy(update={"mask_value": value})
+    groups = Groups(ids, num)
     if dropped_mask_indices is not None:
         order = torch.stack([
-            torch.cat([first, torch.tensor([k for k in range(valid.shape[1]) if k not in first])])
+            torch.cat([first, torch.tensor([k for k in range(num) if k not in first])])
             for first in dropped_mask_indices
         ])  # fmt: skip
-        padded = drop_masks(padded, valid, order=order, fraction=ctor["mask_dropout"])
-        left = padded.flatten(2).any(2).sum(1)
-        assert left.tolist() == [len(m) - len(d) for m, d in zip(masks, dropped_mask_indices, strict=True)]
+        groups = drop_groups(groups, order=order, share=ctor["mask_dropout"])
+        left = [len(picture.unique()) - 1 for picture in groups.ids]
+        assert left == [len(m) - len(d) for m, d in zip(masks, dropped_mask_indices, strict=True)]
     seen: dict[str, Tensor] = {}
     watch(net.intro, seen, "image and map")
-    return {"y": net(x, padded), "map": list(seen["image and map"][:, 3:])}
+    return {"y": net.restore_groups(x, groups), "map": list(seen["image and map"][:, 3:])}
+
+
+def number_from_1(masks: Tensor) -> Tensor:
+    return torch.arange(1, len(masks) + 1)[:, None, None]
 
 
 RUN: dict[str, Callable[..., dict[str, Any]]] = {
@@ -193,7 +206,7 @@ RUN: dict[str, Callable[..., dict[str, Any]]] = {
     "uformer": plain,
     "nafnet": plain,
     "nafnetlocal": plain,
-    "masknafnet": plain,
+    "masknafnet": masknafnet,
     "segnafnet": segnafnet,
     "segnafnetlocal": segnafnet,
 }
@@ -205,9 +218,9 @@ def load(path: Path, fixture: dict[str, Any]) -> RestorationNet:
     fields = fields_of(fixture["ctor"], name)
     torch.save(fixture["checkpoint"], path)
     found = identify(read_official(path))
-    unsaid = {key: fields.pop(key) for key in UNSAID[found.config.name] if key in fields}
+    free = {key: fields.pop(key) for key in unsaid(found.config, found.conditioning) if key in fields}
     check_sizes(found, fields)
-    return load_official(name, path, **unsaid)
+    return load_official(name, path, **free)
 
 
 @pytest.mark.parametrize("path", every("*.pt"))
@@ -243,7 +256,7 @@ def test_published_size_has_the_official_names(path: Path) -> None:
     found = identify(state)
     check_sizes(found, fields_of(facts["ctor"], found.name))
     with torch.device("meta"):
-        net = build(found.name, found.config)
+        net = build(found)
     ours = [
         [key, list(tensor.shape), str(tensor.dtype).removeprefix("torch.")] for key, tensor in net.state_dict().items()
     ]
