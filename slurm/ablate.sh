@@ -8,6 +8,8 @@
 #   configs/derain_rain100l_nafnet.yaml name=plain-0 task=plain
 #   configs/derain_rain100l_nafnet.yaml name=distilled-0
 #   configs/derain_rain100l_nafnet.yaml name=distilled-1 seed=1 'prior={name: regions, num_masks: 8}'
+# or the one that `python -m launch.ablate CONFIG --ladder --seeds 0 1 2 --list > LIST` writes; when its runs are done, the
+# same command with --table in the place of --list compares them.
 #
 #SBATCH --job-name=restill-ablate
 #SBATCH --nodes=1

@@ -141,7 +141,7 @@ class Teacher(nn.Module):
 
     Args:
         net: any net of `NETS`; its own state dict is untouched.
-        num_masks: K of the prior.
+        num_masks: K of the prior; 0: no units, the plain net.
         every: 1 puts a unit after each stage.
         max_channels: see `SpfUnit`.
         encoding: see `encode`.
@@ -156,7 +156,7 @@ class Teacher(nn.Module):
         stages = net.stages
         self.units = nn.ModuleDict()
         prior_channels = 3 if encoding == "pooled" else num_masks
-        for index in range(0, len(stages), every):
+        for index in range(0, len(stages) if num_masks else 0, every):
             unit = SpfUnit(stages[index].channels, prior_channels, max_channels=max_channels)
             self.units[str(index)] = unit
             prior_channels = unit.out_channels
@@ -172,6 +172,8 @@ class Teacher(nn.Module):
         Returns:
             (B,3,H,W), not clamped.
         """
+        if not self.units:
+            return self.net(image, None, trace)
         height, width = image.shape[-2:]
         # Padded as the net pads the image, so that the masks lie on its features pixel by pixel.
         prior = F.pad(encode(masks, image, self.encoding), self.net.padding(height, width))
