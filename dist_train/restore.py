@@ -1,148 +1,196 @@
-"""Restore pictures with an exported student: any size, grey, alpha, 16 bit, turned by EXIF."""
+"""Restore files: pictures of every kind, folders, patterns, videos; what is done is not done again."""
 
-import os
+import glob
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor
 from tqdm import tqdm
 
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-ALPHA_SUFFIXES = (".bmp", ".png", ".tif", ".tiff", ".webp")
-DEEP_SUFFIXES = (".png", ".tif", ".tiff")
-
-# JPEG with full colour resolution; above 100 WebP is lossless, as the others are without being asked.
-_JPEG = [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
-ENCODING = {".jpg": _JPEG, ".jpeg": _JPEG, ".webp": [cv2.IMWRITE_WEBP_QUALITY, 101]}
+from dist_train.picture_files import SUFFIXES, Picture, check_holds, read_picture, write_picture
+from dist_train.video import change_video, check_writes, is_video
 
 
 class Restored(NamedTuple):
-    """What became of a folder."""
+    """What became of the inputs."""
 
     written: list[Path]
+    skipped: list[Path]
+    """Outputs that were there."""
     failed: dict[Path, str]
-    """Picture -> why it was left out."""
+    """Input -> why it was left out."""
 
 
-def restore_image(net: nn.Module, rgb: NDArray, *, device: torch.device | str = "cpu") -> NDArray:
-    """Restore one picture.
+class _Loaded(NamedTuple):
+    source: Path
+    target: Path
+    picture: Picture
+
+
+def restore_image(net: Callable[[Tensor], Tensor], rgb: NDArray, *, device: torch.device | str = "cpu") -> NDArray:
+    """Restore one picture; see `restore_images`."""
+    return restore_images(net, [rgb], device=device)[0]
+
+
+def restore_images(
+    net: Callable[[Tensor], Tensor], pictures: Sequence[NDArray], *, device: torch.device | str = "cpu"
+) -> list[NDArray]:
+    """Restore pictures of one size at once.
 
     Args:
-        net: maps (1,3,H,W) float32 RGB in [0,1] to the same, on `device`.
-        rgb: (H,W,3) RGB, uint8 or uint16, any H and W.
+        net: maps (B,3,H,W) float32 RGB in [0,1] to the same, on `device`: a net, or `dist_train.inference.restorer`'s.
+        pictures: (H,W,3) RGB, uint8 or uint16, any H and W.
 
     Returns:
-        The restored picture, clamped and rounded, same shape and dtype.
+        The restored pictures, clamped and rounded, same shape and dtype.
     """
-    peak = np.iinfo(rgb.dtype).max
-    lq = torch.from_numpy(rgb.astype(np.float32) / peak).permute(2, 0, 1)[None].to(device)
+    dtype = pictures[0].dtype
+    peak = np.iinfo(dtype).max
+    lq = torch.from_numpy(np.stack(pictures).astype(np.float32) / peak).permute(0, 3, 1, 2).to(device)
     with torch.inference_mode():
-        restored = net(lq)[0].float().clamp(0, 1).permute(1, 2, 0).cpu().numpy()
-    return np.floor(restored.astype(np.float64) * peak + 0.5).astype(rgb.dtype)
+        restored = net(lq).float().clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+    # A picture at a time: float64 of a whole batch would be large.
+    return [np.floor(picture.astype(np.float64) * peak + 0.5).astype(dtype) for picture in restored]
 
 
-def restore_folder(
-    net: nn.Module, src: Path, dst: Path, *, device: torch.device | str = "cpu", overwrite: bool = False
+def restore_files(
+    net: Callable[[Tensor], Tensor],
+    inputs: Sequence[Path | str],
+    dst: Path,
+    *,
+    device: torch.device | str = "cpu",
+    batch: int = 1,
+    overwrite: bool = False,
 ) -> Restored:
-    """Restore a picture, or all pictures in a folder and below it, with a progress bar.
+    """Restore pictures and videos, with a progress bar; one that cannot be is noted and the others go on.
 
-    Each keeps its name and format: `src/a/b.jpg` becomes `dst/a/b.jpg`. Alpha is carried through, grey stays grey, 16
-    bit stay 16 bit, and what EXIF turns is written turned (a picture with alpha excepted). One that cannot be read is
-    noted and the others go on.
+    Each keeps its name and format: `src/a/b.jpg` of the folder `src` becomes `dst/a/b.jpg`. Kept are size, 16 bits,
+    grey, alpha and colour profile; what EXIF turns is written turned, and other metadata is left behind.
 
     Args:
-        net: see `restore_image`.
-        src: picture or folder.
-        dst: folder; for a single picture a file name too. Pictures of `src` that lie in it are left alone.
-        overwrite: whether outputs may replace files that are there; inputs are never replaced.
+        net: see `restore_images`.
+        inputs: pictures, videos, folders (all pictures in and below them) and patterns (`shots/**/*.png`).
+        dst: folder; for a single file a file name too. Pictures of an input folder that lie in it are left alone.
+        batch: how many pictures or frames of one size go through at once.
+        overwrite: whether outputs may replace files that are there, which are skipped else; inputs never are replaced.
 
     Raises:
-        ValueError: `src` has no pictures, or something would be overwritten.
+        ValueError: an input has no pictures, two would get one name, or an input would be overwritten.
     """
-    pairs = _pairs(src, dst, overwrite=overwrite)
-    result = Restored([], {})
-    for picture, target in tqdm(pairs, unit="picture", disable=len(pairs) == 1):
+    pairs = _pairs(inputs, dst)
+    result = Restored([], [], {})
+    wanted = []
+    for source, target in pairs:
+        if target.exists() and not overwrite:
+            result.skipped.append(target)
+        else:
+            wanted.append((source, target))
+    videos = [pair for pair in wanted if is_video(pair[0])]
+    pictures = [pair for pair in wanted if not is_video(pair[0])]
+    with tqdm(total=len(pictures), unit="picture", disable=len(pictures) < 2) as bar:
+        for group in _groups(pictures, batch, result):
+            _restore_group(net, group, device, result)
+            bar.update(len(result.written) + len(result.failed) - bar.n)
+    for source, target in videos:
         try:
-            _restore_file(net, picture, target, device)
-        except (ValueError, OSError, cv2.error, RuntimeError) as error:  # a RuntimeError: no memory for this one
-            result.failed[picture] = str(error)
+            change_video(lambda frames: restore_images(net, frames, device=device), source, target, batch=batch)
+        except (ValueError, OSError, RuntimeError) as error:
+            result.failed[source] = str(error)
         else:
             result.written.append(target)
     return result
 
 
-def _pairs(src: Path, dst: Path, *, overwrite: bool) -> list[tuple[Path, Path]]:
-    """Pictures of `src` and where they go."""
-    if src.is_file():
-        pairs = [(src, dst if dst.suffix.lower() in SUFFIXES else dst / src.name)]
+def _groups(pairs: Sequence[tuple[Path, Path]], batch: int, result: Restored) -> Iterator[list[_Loaded]]:
+    """Pictures that follow one another and are alike, at most `batch`."""
+    group: list[_Loaded] = []
+    for source, target in pairs:
+        try:
+            loaded = _Loaded(source, target, read_picture(source))
+            check_holds(target, loaded.picture)
+        except (ValueError, OSError) as error:
+            result.failed[source] = str(error)
+            continue
+        rgb = loaded.picture.rgb
+        first = group[0].picture.rgb if group else rgb
+        if len(group) == batch or (rgb.shape, rgb.dtype) != (first.shape, first.dtype):
+            yield group
+            group = []
+        group.append(loaded)
+    if group:
+        yield group
+
+
+def _restore_group(
+    net: Callable[[Tensor], Tensor], group: Sequence[_Loaded], device: torch.device | str, result: Restored
+) -> None:
+    try:
+        restored = restore_images(net, [loaded.picture.rgb for loaded in group], device=device)
+    except RuntimeError as error:  # no memory for so many, perhaps
+        if len(group) == 1:
+            result.failed[group[0].source] = str(error)
+        else:
+            for loaded in group:
+                _restore_group(net, [loaded], device, result)
+        return
+    for loaded, rgb in zip(group, restored, strict=True):
+        try:
+            write_picture(loaded.target, loaded.picture._replace(rgb=rgb))
+        except (ValueError, OSError) as error:
+            result.failed[loaded.source] = str(error)
+        else:
+            result.written.append(loaded.target)
+
+
+def _pairs(inputs: Sequence[Path | str], dst: Path) -> list[tuple[Path, Path]]:
+    """Inputs and where they go."""
+    found = [pair for item in inputs for pair in _found(item, dst)]
+    by_name = is_video(dst) or dst.suffix.lower() in SUFFIXES
+    if len(found) == 1 and Path(inputs[0]).is_file() and by_name:
+        pairs = [(found[0][0], dst)]
     else:
-        below = (
-            dst.resolve() if dst.resolve() != src.resolve() else None
-        )  # outputs of an earlier call, in a folder of src
-        pairs = [
-            (path, dst / path.relative_to(src))
-            for path in sorted(src.rglob("*"))
-            if path.suffix.lower() in SUFFIXES
-            and path.is_file()
-            and not (below and path.resolve().is_relative_to(below))
-        ]
-    if not pairs:
-        why = f"none of its files ends in {' '.join(SUFFIXES)}" if src.is_dir() else "no such file or folder"
-        raise ValueError(f"no pictures to restore in {src}: {why}")
-    inputs = {picture.resolve() for picture, _ in pairs}
-    for _, target in pairs:
-        if target.resolve() in inputs:
+        pairs = [(source, dst / name) for source, name in found]
+    sources = {source.resolve() for source, _ in pairs}
+    taken: dict[Path, Path] = {}
+    for source, target in pairs:
+        if target.resolve() in sources:
             raise ValueError(f"{target} is an input and would be overwritten; choose another output")
-        if target.exists() and not overwrite:
-            raise ValueError(f"{target} exists already; choose another output, or allow --overwrite")
+        if target in taken:
+            raise ValueError(f"{taken[target]} and {source} would both become {target}; restore them to two folders")
+        taken[target] = source
+        if is_video(source):
+            check_writes(target)
     return pairs
 
 
-def _restore_file(net: nn.Module, picture: Path, target: Path, device: torch.device | str) -> None:
-    colour, alpha, is_grey = _read(picture)
-    restored = cv2.cvtColor(restore_image(net, colour, device=device), cv2.COLOR_RGB2BGR)
-    if is_grey:
-        restored = cv2.cvtColor(restored, cv2.COLOR_BGR2GRAY)
-    if alpha is not None:
-        restored = np.dstack([restored, alpha])
-    _write(target, restored, has_alpha=alpha is not None)
-
-
-def _read(path: Path) -> tuple[NDArray, NDArray | None, bool]:
-    """(H,W,3) RGB uint8 or uint16; (H,W) alpha or None; whether the file is grey."""
-    data = path.read_bytes()
-    if not data:
-        raise ValueError("the file is empty")
-    stored = _decode(data, cv2.IMREAD_UNCHANGED)
-    if stored.dtype not in (np.uint8, np.uint16):
-        raise ValueError(f"its samples are {stored.dtype}; 8 and 16 bit integers are read")
-    if stored.ndim == 3 and stored.shape[2] == 4:
-        return cv2.cvtColor(stored, cv2.COLOR_BGRA2RGB), stored[..., 3], False
-    upright = _decode(data, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
-    is_grey = upright.ndim == 2
-    return cv2.cvtColor(upright, cv2.COLOR_GRAY2RGB if is_grey else cv2.COLOR_BGR2RGB), None, is_grey
-
-
-def _decode(data: bytes, flags: int) -> NDArray:
-    # Unlike imread, imdecode refuses a JPEG that is cut short instead of filling it up with grey.
-    picture = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    if picture is None:
-        raise ValueError("not a readable picture, or a damaged one")
-    return picture
-
-
-def _write(path: Path, stored: NDArray, *, has_alpha: bool) -> None:
-    suffix = path.suffix.lower()
-    if has_alpha and suffix not in ALPHA_SUFFIXES:
-        raise ValueError(f"{path}: {suffix} has no alpha; write one of {' '.join(ALPHA_SUFFIXES)}")
-    if stored.dtype == np.uint16 and suffix not in DEEP_SUFFIXES:
-        raise ValueError(f"{path}: {suffix} has no 16 bit; write one of {' '.join(DEEP_SUFFIXES)}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _, encoded = cv2.imencode(suffix, stored, ENCODING.get(suffix, []))
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    part.write_bytes(encoded.tobytes())
-    part.replace(path)
+def _found(item: Path | str, dst: Path) -> list[tuple[Path, Path]]:
+    """Files that an input names, and each one's name in the output folder."""
+    path = Path(item)
+    if path.is_file():
+        return [(path, Path(path.name))]
+    if path.is_dir():
+        base, candidates, videos = path, list(path.rglob("*")), False
+        why = f"none of its files ends in {' '.join(SUFFIXES)}"
+    elif glob.has_magic(str(item)):
+        fixed = next(i for i, part in enumerate(path.parts) if glob.has_magic(part))
+        base, videos = Path(*path.parts[:fixed]), True
+        candidates = [Path(name) for name in glob.iglob(str(item), recursive=True)]
+        why = "no picture or video is called so"
+    else:
+        raise ValueError(f"no pictures to restore in {path}: no such file or folder")
+    # Outputs of an earlier call, in a folder of the inputs.
+    below = dst.resolve() if dst.resolve() != base.resolve() else None
+    found = [
+        (file, file.relative_to(base))
+        for file in sorted(candidates)
+        if (file.suffix.lower() in SUFFIXES or (videos and is_video(file)))
+        and file.is_file()
+        and not (below and file.resolve().is_relative_to(below))
+    ]
+    if not found:
+        raise ValueError(f"no pictures to restore in {path}: {why}")
+    return found

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dist_train.nets.stages import AfterStage, Padding, RestorationNet, Stage, Trace
+from dist_train.nets.stages import AfterStage, Padding, RestorationNet, Stage, Trace, next_multiple
 
 
 class CustomNet(RestorationNet):
@@ -45,7 +45,7 @@ class CustomNet(RestorationNet):
 
     def padding(self, height: int, width: int) -> Padding:
         """Zeros on the right and below."""
-        return (0, -width % self.multiple, 0, -height % self.multiple)
+        return (0, next_multiple(width, self.multiple) - width, 0, next_multiple(height, self.multiple) - height)
 
     def restore(self, padded: Tensor, after_stage: AfterStage, trace: Trace | None) -> Tensor:
         """See `RestorationNet.restore`."""

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dist_train.nets.stages import AfterStage, Padding, RestorationNet, Stage, Trace
+from dist_train.nets.stages import AfterStage, Padding, RestorationNet, Stage, Trace, next_multiple
 
 DILATIONS = (1, 2, 3, 4)
 MULTIPLE = 16
@@ -77,6 +77,7 @@ class EfficientDerain(RestorationNet):
     """
 
     pad_mode = "replicate"
+    multiple = MULTIPLE
 
     def __init__(self, *, kernel_px: int, base_width: int, fit: str):
         super().__init__()
@@ -112,7 +113,7 @@ class EfficientDerain(RestorationNet):
         """On the right and below, up to multiples of 16; nothing if the picture is resized."""
         if self.fit == "resize":
             return (0, 0, 0, 0)
-        return (0, -width % MULTIPLE, 0, -height % MULTIPLE)
+        return (0, next_multiple(width, MULTIPLE) - width, 0, next_multiple(height, MULTIPLE) - height)
 
     def predict_kernels(self, image: Tensor, after_stage: AfterStage) -> Tensor:
         """(B,3,H,W), sides multiples of 16 -> (B,3,K*K,H,W)."""
@@ -130,7 +131,7 @@ class EfficientDerain(RestorationNet):
     def restore(self, padded: Tensor, after_stage: AfterStage, trace: Trace | None) -> Tensor:
         """See `RestorationNet.restore`; with fit=resize, of any size."""
         height, width = padded.shape[-2:]
-        fitting = (height + -height % MULTIPLE, width + -width % MULTIPLE)
+        fitting = (next_multiple(height, MULTIPLE), next_multiple(width, MULTIPLE))
         image = padded
         if self.fit == "resize":
             image = F.interpolate(padded, fitting, mode="bilinear", align_corners=False)

@@ -8,7 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dist_train.nets.stages import AfterStage, Padding, RestorationNet, Stage, Trace, channels_last_on_cpu
+from dist_train.nets.stages import (
+    AfterStage,
+    Padding,
+    RestorationNet,
+    Stage,
+    Trace,
+    channels_last_on_cpu,
+    next_multiple,
+)
 
 
 class LayerNorm2d(nn.Module):
@@ -37,9 +45,9 @@ def local_mean(x: Tensor, box: tuple[int, int]) -> Tensor:
     Sums come from an integral image in float64, whose cost does not grow with the box (384 px at GoPro's full size).
     """
     h, w = x.shape[-2:]
-    if box[0] >= h and box[1] >= w:
+    if not torch.compiler.is_exporting() and box[0] >= h and box[1] >= w:  # what is exported is for any size
         return x.mean((2, 3), keepdim=True)
-    rows, cols = min(box[0], h), min(box[1], w)
+    rows, cols = torch.sym_min(box[0], h), torch.sym_min(box[1], w)
     total = F.pad(x.double().cumsum(-1).cumsum(-2), (1, 0, 1, 0))
     sums = total[..., rows:, cols:] - total[..., :-rows, cols:] - total[..., rows:, :-cols] + total[..., :-rows, :-cols]
     top, left = (rows - 1) // 2, (cols - 1) // 2
@@ -50,7 +58,10 @@ def local_mean(x: Tensor, box: tuple[int, int]) -> Tensor:
 class NafBlock(nn.Module):
     """A gated depthwise mixer with channel attention, then a gated pointwise mixer; both residual, scaled from zero."""
 
-    def __init__(self, channels: int, *, pool_box: tuple[int, int] | None):
+    pool_box: tuple[int, int] | None = None
+    """Rows and columns of the features that are pooled around a pixel (TLC); None: all."""
+
+    def __init__(self, channels: int):
         super().__init__()
         self.beta = nn.Parameter(torch.zeros(1, channels, 1, 1))
         self.gamma = nn.Parameter(torch.zeros(1, channels, 1, 1))
@@ -63,7 +74,6 @@ class NafBlock(nn.Module):
         self.conv5 = nn.Conv2d(channels, channels, 1)
         self.norm1 = LayerNorm2d(channels)
         self.norm2 = LayerNorm2d(channels)
-        self.pool_box = pool_box
 
     def forward(self, x: Tensor) -> Tensor:
         """(B,C,h,w) -> (B,C,h,w)."""
@@ -100,8 +110,7 @@ class Nafnet(RestorationNet):
         self.multiple = 2**levels
 
         def blocks(count: int, level: int) -> nn.Sequential:
-            box = self._box(tlc_train_px, level) if tlc_train_px else None
-            return nn.Sequential(*(NafBlock(width * 2**level, pool_box=box) for _ in range(count)))
+            return nn.Sequential(*(NafBlock(width * 2**level) for _ in range(count)))
 
         self.intro = nn.Conv2d(3 + extra_channels, width, 3, padding=1)
         self.ending = nn.Conv2d(width, 3, 3, padding=1)
@@ -120,6 +129,14 @@ class Nafnet(RestorationNet):
             Stage("middle_blks", width * 2**levels, 2**levels),
             *(Stage(f"decoders.{i}", width * 2 ** (levels - 1 - i), 2 ** (levels - 1 - i)) for i in range(levels)),
         )
+        if tlc_train_px:
+            self.pool_locally(tlc_train_px)
+
+    def pool_locally(self, train_px: int | tuple[int, int]) -> None:
+        """Pool as `tlc_train_px` says from here on; no weight changes."""
+        for stage in self.stages:
+            for block in self.get_submodule(stage.name):
+                block.pool_box = self._box(train_px, stage.stride.bit_length() - 1)
 
     def _box(self, train_px: int | tuple[int, int], level: int) -> tuple[int, int]:
         """Rows and columns of TLC's box: 1.5 times the features of a training crop, padded like any picture."""
@@ -131,7 +148,7 @@ class Nafnet(RestorationNet):
 
     def padding(self, height: int, width: int) -> Padding:
         """Zeros on the right and below, up to a multiple of 2**levels."""
-        return (0, -width % self.multiple, 0, -height % self.multiple)
+        return (0, next_multiple(width, self.multiple) - width, 0, next_multiple(height, self.multiple) - height)
 
     def restore(self, padded: Tensor, after_stage: AfterStage, trace: Trace | None) -> Tensor:
         """See `RestorationNet.restore`."""

@@ -45,7 +45,14 @@ def channels_last_on_cpu(x: Tensor) -> Tensor:
     Of the nets that call it, training was 1.24 times as fast on a CPU and restoring 1.2 to 1.4 times (before and after,
     in turns, by `launch.bench.race`). EfficientDerain trains slower so, and CUDA was not tried.
     """
-    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
+    if x.device.type != "cpu" or torch.compiler.is_exporting():  # who runs the graph chooses its own layout
+        return x
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def next_multiple(n: int, multiple: int) -> int:
+    """The smallest multiple that is at least `n`, written so that torch.export sees that it is one, whatever `n` is."""
+    return multiple * ((n + multiple - 1) // multiple)
 
 
 class RestorationNet(nn.Module):
@@ -54,6 +61,9 @@ class RestorationNet(nn.Module):
     stages: tuple[Stage, ...]
     pad_mode = "constant"
     """How `padding` is filled; of `F.pad`."""
+    multiple = 1
+    """What sides are multiples of once padded; a part cut out along this grid meets windows and strides as the whole
+    does."""
 
     def padding(self, height: int, width: int) -> Padding:
         """What is added around a picture of this size before it goes through."""
@@ -85,6 +95,8 @@ class RestorationNet(nn.Module):
         """
         height, width = lq.shape[-2:]
         left, right, top, bottom = padding = self.padding(height, width)
-        padded = F.pad(lq, padding, mode=self.pad_mode) if any(padding) else lq
+        # What is exported pads always: whether this size needs it is a question that a graph for all sizes cannot ask.
+        pads = torch.compiler.is_exporting() or any(padding)
+        padded = F.pad(lq, padding, mode=self.pad_mode) if pads else lq
         restored = self.restore(padded, after_stage or pass_on, trace)
         return restored[..., top : top + height, left : left + width]

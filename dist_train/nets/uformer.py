@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dist_train.nets.stages import AfterStage, Padding, RestorationNet, Stage, Trace
+from dist_train.nets.stages import AfterStage, Padding, RestorationNet, Stage, Trace, next_multiple
 
 
 def to_windows(x: Tensor, side: int) -> Tensor:
@@ -266,9 +266,9 @@ class Uformer(RestorationNet):
 
     def padding(self, height: int, width: int) -> Padding:
         """Zeros around the centred picture, to a square unless `square` is false; an odd pixel goes right or below."""
-        fitting_height, fitting_width = (n + -n % self.multiple for n in (height, width))
+        fitting_height, fitting_width = (next_multiple(n, self.multiple) for n in (height, width))
         if self.square:
-            fitting_height = fitting_width = max(fitting_height, fitting_width)
+            fitting_height = fitting_width = next_multiple(torch.sym_max(height, width), self.multiple)
         left, top = (fitting_width - width) // 2, (fitting_height - height) // 2
         return (left, fitting_width - width - left, top, fitting_height - height - top)
 

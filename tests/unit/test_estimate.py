@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from dist_train.config import SamConfig
+from dist_train.room import LiveBytes
 from launch.estimate import Cluster, describe_estimate, sample_work, step_cost
 from launch.memory import (
     Activations,
-    LiveBytes,
     _followed,
     activation_bytes,
     build_sam,
