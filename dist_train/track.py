@@ -1,7 +1,7 @@
-"""What a run leaves to read: metrics.jsonl, pictures, a progress bar, wandb.
+"""What a run leaves to read: metrics.jsonl, pictures, a progress bar, wandb, TensorBoard.
 
-metrics.jsonl is the record: one JSON object per line, flushed at once, keyed by step. wandb is a view of it, which may
-fail without stopping the run. Only the main rank writes; what fails there fails on every rank.
+metrics.jsonl is the record: one JSON object per line, flushed at once, keyed by step. wandb and TensorBoard are views
+of it, which may fail without stopping the run. Only the main rank writes; what fails there fails on every rank.
 """
 
 import json
@@ -62,7 +62,7 @@ class Tracker:
 
     A resumed run goes on in the same record and the same wandb run: lines of steps after the checkpoint are dropped
     (they will be computed again), and wandb, which cannot forget, is not told them twice. A run that starts from step 0
-    is a new wandb run.
+    is a new wandb run. TensorBoard's files are RUN/tensorboard; there it is told from which step on it must forget.
 
     Args:
         run: the run; its folder is made if need be.
@@ -70,13 +70,16 @@ class Tracker:
         extra: what wandb shall show beside the configuration (commit, versions, parameter counts).
 
     Raises:
-        ValueError: track.wandb is wanted and wandb is not installed; on every rank.
+        ValueError: track.wandb or track.tensorboard is wanted and not installed; on every rank.
     """
 
     def __init__(self, run: RunConfig, *, resume_step: int = 0, extra: Mapping[str, Any] | None = None) -> None:
         if run.track.wandb != "off":
             _require_wandb(run.track.wandb)  # on every rank, so that none is left waiting for the main one
+        if run.track.tensorboard:
+            _require_tensorboard()
         self._wandb: Any = None
+        self._tensorboard: Any = None
         self._dir = run.dir
         self._writes = ranks.is_main()
         ranks.on_main(lambda: self._start(run, resume_step, extra or {}))
@@ -97,6 +100,8 @@ class Tracker:
             else:
                 (run.dir / "wandb_id").write_text(uuid.uuid4().hex[:8])
             self._start_wandb(run, extra)
+        if run.track.tensorboard:
+            self._start_tensorboard(run, resume_step, extra)
         self._bar = _Bar(run, resume_step)
         self._open = ExitStack()
         if sys.stderr.isatty():
@@ -116,6 +121,9 @@ class Tracker:
         if self._wandb is not None:
             with self._wandb_may_fail():
                 self._wandb.finish(exit_code=int(kind is not None))
+        if self._tensorboard is not None:
+            with self._tensorboard_may_fail():
+                self._tensorboard.close()
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Append one line to the record, for example `{"loss/spd": 0.1, "val/psnr": 31.2}`. All ranks call.
@@ -133,9 +141,13 @@ class Tracker:
             self._file.write(json.dumps({"step": step, **plain}) + "\n")
             self._file.flush()
         self._tell_wandb(step, plain)
+        if self._tensorboard is not None:
+            with self._tensorboard_may_fail():
+                for name, value in plain.items():
+                    self._tensorboard.add_scalar(name, value, step)
 
     def pictures(self, step: int, draw: Callable[[], Mapping[str, NDArray[np.uint8]]]) -> None:
-        """Write pictures to RUN/pictures/NAME-STEP.png, and show them in wandb. All ranks call.
+        """Write pictures to RUN/pictures/NAME-STEP.png, and show them in wandb and TensorBoard. All ranks call.
 
         Args:
             step: optimizer steps done.
@@ -155,6 +167,10 @@ class Tracker:
             import wandb
 
             self._tell_wandb(step, {f"pictures/{name}": wandb.Image(str(path)) for name, path in paths.items()})
+        if self._tensorboard is not None:
+            with self._tensorboard_may_fail():
+                for name, picture in pictures.items():
+                    self._tensorboard.add_image(f"pictures/{name}", picture, step, dataformats="HWC")
 
     def progress(self, step: int, losses: Mapping[str, float] | None = None) -> None:
         """Move the bar to `step`; it shows the losses (the last ones given), samples/s and the time left."""
@@ -198,6 +214,23 @@ class Tracker:
         except Exception as error:  # no network, no login, a killed service: nothing in a view may stop the run
             self._wandb = None
             log.warning("wandb stopped: %s. The run goes on, and metrics.jsonl with it", error)
+
+    def _start_tensorboard(self, run: RunConfig, resume_step: int, extra: Mapping[str, Any]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        with self._tensorboard_may_fail():
+            # purge_step: its readers forget what an earlier start told of these steps.
+            self._tensorboard = SummaryWriter(str(run.dir / "tensorboard"), purge_step=resume_step + 1, flush_secs=10)
+            about = json.dumps({**run.model_dump(mode="json"), "env": dict(extra)}, indent=1, default=str)
+            self._tensorboard.add_text("run", f"```json\n{about}\n```", resume_step + 1)
+
+    @contextmanager
+    def _tensorboard_may_fail(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # its thread gives back whatever it met: a full disk, a folder that has gone
+            self._tensorboard = None
+            log.warning("TensorBoard stopped: %s. The run goes on, and metrics.jsonl with it", error)
 
 
 @contextmanager
@@ -254,4 +287,14 @@ def _require_wandb(mode: str) -> None:
     except ImportError as error:
         raise ValueError(
             f"track.wandb={mode}, but wandb cannot be imported ({error}): pip install wandb, or set track.wandb=off"
+        ) from None
+
+
+def _require_tensorboard() -> None:
+    try:
+        import torch.utils.tensorboard  # noqa: F401
+    except ImportError as error:
+        raise ValueError(
+            f"track.tensorboard=true, but TensorBoard cannot be imported ({error}): "
+            "pip install 'restill[tensorboard]', or set track.tensorboard=false"
         ) from None

@@ -101,15 +101,17 @@ class Watch:
             (waiting for it), student, prior, teacher, features (VGG), losses, backward, communication, update
             (clipping, optimizer, average) and other. Communication is the time that the step stands still for
             DeepSpeed's collectives, waiting for slower ranks included; stage 3 starts some ahead, and waits for those
-            in the phase that needs them. time/samples_per_s, of all ranks. time/tflops, what the trained nets compute
-            on each rank, and time/mfu, its share of what the GPU could do in half precision, where that is known.
-            memory/host_gib (without the loader's processes) and memory/gpu_peak_gib, of the rank that has most. With
-            several ranks, see `Stragglers`.
+            in the phase that needs them. time/prior_share, what making masks has of a step, where a prior is asked.
+            time/samples_per_s, of all ranks. time/tflops, what the trained nets compute on each rank, and time/mfu, its
+            share of what the GPU could do in half precision, where that is known. memory/host_gib (without the loader's
+            processes) and memory/gpu_peak_gib, of the rank that has most. With several ranks, see `Stragglers`.
         """
         spent = {phase: phases.seconds / self._steps for phase, phases in self._spans.take().items()}
         self._steps, self._loss = 0, losses.get("total", float("nan"))
         step_s = sum(spent.values())
         values = {"time/step_s": step_s} | {f"time/{phase}_s": spent[phase] for phase in sorted(spent)}
+        if "prior" in spent:
+            values["time/prior_share"] = spent["prior"] / step_s
         values["time/samples_per_s"] = self._run.optim.global_batch / step_s
         values["time/tflops"] = self._rank_tflop / step_s
         if self._peak:

@@ -8,14 +8,25 @@ from typing import Any
 
 import yaml
 
-from dist_train import ranks
-from dist_train.ranks import TrainingError
 from shards.cache import ShardCache
 from shards.schema import ShardError
+
+# No torch up here, nor in the heads of the entry points: --help shall not wait for it.
+
+EXTRAS = {
+    "deepspeed": "train", "accelerate": "train", "webdataset": "train", "wandb": "train", "segment_anything": "train",
+    "torchvision": "train", "skimage": "train", "pooch": "train", "matplotlib": "train",
+    "segmentation_models_pytorch": "psp", "timm": "mobilesam", "torchmetrics": "scores", "torch_fidelity": "scores",
+    "onnx": "onnx", "onnxruntime": "onnx", "onnxscript": "onnx", "huggingface_hub": "hub", "av": "video",
+    "gradio": "page", "wandb_workspaces": "dashboard", "tensorboard": "tensorboard",
+}  # fmt: skip
+"""Module -> the extra of pyproject.toml that brings it."""
 
 
 def set_up_logging() -> None:
     """Log to stderr; every line names its rank, and ranks other than the main one speak up only with warnings."""
+    from dist_train import ranks
+
     logging.basicConfig(
         level=logging.INFO if ranks.is_main() else logging.WARNING,
         format=f"%(asctime)s [rank {ranks.rank()}] %(levelname)s %(message)s",
@@ -58,8 +69,18 @@ def setting(text: str) -> tuple[str, Any]:
     raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
 
 
+def mend_import(error: ModuleNotFoundError) -> str:
+    """What is missing and how to install it."""
+    module = (error.name or "").partition(".")[0]
+    if module not in EXTRAS:
+        return f"{error}; install restill again, or see `restill doctor`"
+    return f"this needs the package {module}: pip install 'restill[{EXTRAS[module]}]'"
+
+
 def run_main(main: Callable[[], int], *, stopped: str = "stopped") -> int:
     """Call `main`; what a user can mend is printed without a traceback and gives exit code 2, Ctrl-C gives 130.
+
+    So is a missing package that an extra would have brought.
 
     Errors of the configuration are met by all ranks alike, so every rank that fails says so and names itself.
 
@@ -69,9 +90,15 @@ def run_main(main: Callable[[], int], *, stopped: str = "stopped") -> int:
     """
     try:
         return main()
-    except (ValueError, OSError, ShardError, TrainingError) as error:
+    except Exception as error:
+        from dist_train import ranks
+
+        missing = isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in EXTRAS
+        if not missing and not isinstance(error, (ValueError, OSError, ShardError, ranks.TrainingError)):
+            raise
         where = f" [rank {ranks.rank()}]" if ranks.world_size() > 1 else ""
-        print(f"error{where}: {error}", file=sys.stderr)
+        told = mend_import(error) if isinstance(error, ModuleNotFoundError) else error
+        print(f"error{where}: {told}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(stopped, file=sys.stderr)

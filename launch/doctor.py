@@ -14,6 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from launch.command import program
+
 # Nothing but the standard library up here: a package that cannot be imported is a finding, not the end of the doctor.
 
 PACKAGES = {
@@ -30,6 +32,8 @@ PACKAGES = {
     "pydantic": "pydantic",
 }
 """Module -> distribution."""
+TRAINING = ("torchvision", "deepspeed", "accelerate", "segment_anything", "webdataset", "wandb", "skimage")
+"""Modules of the extra `train`: restoring and scoring do without."""
 
 NO_LIBGL = (
     "OpenCV's window code wants the system library libGL, which servers lack: apt-get install libgl1 libglib2.0-0, or "
@@ -52,7 +56,7 @@ Findings = Iterator[Finding]
 def main(argv: list[str] | None = None) -> int:
     """Examine, print the table; returns 1 if something fails."""
     parser = argparse.ArgumentParser(
-        prog="python -m launch.doctor", description="Examine the installation and the machine, then each PATH."
+        prog=program("launch.doctor"), description="Examine the installation and the machine, then each PATH."
     )
     parser.add_argument(
         "paths", nargs="*", type=Path, metavar="PATH", help="a folder of shards, a run, a configuration, weights"
@@ -102,7 +106,18 @@ def examine(subject: str, check: Callable[[], Findings]) -> Findings:
 def check_packages() -> Findings:
     """The interpreter, whether everything can be imported, and which version it is."""
     yield Finding("ok", "python", f"{platform.python_version()}, {sys.executable}")
+    left_out: tuple[str, ...] = ()
+    if not any(_version(PACKAGES.get(module, module)) for module in TRAINING):
+        left_out = TRAINING
+        yield Finding(
+            "warn",
+            "training",
+            "not installed: this is for restoring and scoring",
+            "to train: pip install 'restill[train]'",
+        )
     for module, distribution in PACKAGES.items():
+        if module in left_out:
+            continue
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # deepspeed talks when it is imported
                 imported = importlib.import_module(module)
@@ -273,8 +288,9 @@ def check_path(path: Path) -> Findings:
 
 def check_official(path: Path) -> Findings:
     """What net a .pth file holds, whether all of it, and what it cannot say."""
+    from dist_train.config import ConditioningConfig
     from dist_train.nets.identify import identify
-    from dist_train.nets.official import UNSAID, open_official, read_official
+    from dist_train.nets.official import open_official, read_official, unsaid
     from dist_train.priors.weights import looks_like
 
     state = read_official(path)
@@ -284,9 +300,10 @@ def check_official(path: Path) -> Findings:
     net, found = open_official(path, {})
     num_parameters = sum(parameter.numel() for parameter in net.parameters())
     yield Finding("ok", str(path), f"{found.title}, {num_parameters:,} parameters")
-    for key in UNSAID[found.config.name]:
-        about = " ".join((type(found.config).model_fields[key].description or "").split())
-        yield Finding("ok", f"  {key}", f"{getattr(found.config, key)} unless given (--net {key}=...): {about}")
+    settings = type(found.config).model_fields | ConditioningConfig.model_fields
+    for key, value in unsaid(found.config, found.conditioning).items():
+        about = " ".join((settings[key].description or "").split())
+        yield Finding("ok", f"  {key}", f"{value} unless given (--net {key}=...): {about}")
 
 
 def check_shards(folder: Path) -> Findings:

@@ -14,6 +14,7 @@ from multiprocessing.connection import answer_challenge, deliver_challenge
 from typing import TYPE_CHECKING, Any
 
 from dist_train.config import RunConfig, host_and_port, load_run
+from launch.command import program
 from launch.console import run_main, set_up_logging
 
 if TYPE_CHECKING:
@@ -30,10 +31,10 @@ PAUSE_S = 0.5
 def main(argv: list[str] | None = None) -> int:
     """Parse, load, serve until Ctrl-C or SIGTERM; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m launch.mask_server",
+        prog=program("launch.mask_server"),
         description="Load the prior that prior.of names, and make masks for the ranks of runs whose prior.servers name "
         "this machine. One server uses one GPU, the first that CUDA_VISIBLE_DEVICES lets it see.",
-        epilog="example: python -m launch.mask_server run.yaml --listen 0.0.0.0:7070",
+        epilog=f"example: {program('launch.mask_server')} run.yaml --listen 0.0.0.0:7070",
     )
     parser.add_argument("config", help="YAML file of the run, with prior.name=remote")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that overrule the file")

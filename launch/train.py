@@ -6,9 +6,8 @@ import os
 import sys
 from pathlib import Path
 
-from dist_train import ranks
 from dist_train.config import RunConfig, dump_run, load_run, plan_batch
-from dist_train.ranks import TrainingError
+from launch.command import program
 from launch.console import run_main, set_up_logging
 from shards.schema import ShardError
 
@@ -19,7 +18,7 @@ STOPPED = 3
 def main(argv: list[str] | None = None) -> int:
     """Parse, check or train; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m launch.train",
+        prog=program("launch.train"),
         description="Train a restoration network, with or without semantic priors. The same command goes on from the "
         "newest checkpoint of the run.",
         epilog="example: accelerate launch --config_file launch/accelerate/cpu_2rank.yaml -m launch.train "
@@ -34,6 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     on.add_argument("--gpu", default="A100", metavar="NAME", help="for example A100, H100, L40S (default: A100)")
     on.add_argument("--mfu", type=float, metavar="F", help="time/mfu of a short run; without it one is assumed")
     args = parser.parse_intermixed_args(argv)  # --check may stand anywhere
+    from dist_train import ranks  # torch takes seconds, for which --help does not wait
 
     def act() -> int:
         run = load_run(args.config, args.overrides)
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     def act_and_tell() -> int:
         try:
             return act()
-        except (ValueError, ShardError, TrainingError) as error:  # of any rank: it may be the only one that knows
+        except (ValueError, ShardError, ranks.TrainingError) as error:  # of any rank: it may be the only one that knows
             far_away = isinstance(error, ShardError) and "://" in error.url  # its server may come back: worth a start
             if not far_away:
                 _tell(f"refused: {error}")
@@ -84,6 +84,7 @@ def describe(run: RunConfig, *, world: int | None = None) -> str:
     """The resolved configuration, the batch arithmetic (for `world` ranks, or those here) and the size of the nets."""
     import torch
 
+    from dist_train import ranks
     from dist_train.tasks import build_task, count_parameters
 
     world = world or ranks.world_size()

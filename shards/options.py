@@ -2,7 +2,9 @@
 
 import argparse
 import math
+import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from shards.degrade import DEGRADATIONS
@@ -29,7 +31,8 @@ def make_parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     Args:
         runs: by the name of the command.
     """
-    parser = argparse.ArgumentParser(prog="python -m shards", description="Pairs of pictures -> WebDataset shards.")
+    prog = "restill shards" if Path(sys.argv[0]).stem == "restill" else "python -m shards"
+    parser = argparse.ArgumentParser(prog=prog, description="Pairs of pictures -> WebDataset shards.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, add in _COMMANDS.items():
         what, describe = add
