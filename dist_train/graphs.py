@@ -6,6 +6,8 @@
 
 A graph takes `lq`, (B,3,H,W) float32 RGB in [0,1], and gives `restored`, the same, to be clamped; padding and cutting
 out are in it. Its card is in it too, see `read_card`.
+
+ONNX of an EfficientDerain that resizes differs the more the larger the picture, 9e-5 at 1281 x 719; all others by 1e-6.
 """
 
 import copy

@@ -25,10 +25,16 @@ FILES = (WEIGHTS, CONFIG, "README.md", "pictures/*.png")
 
 
 class RestillNet(nn.Module):
-    """A student with its card, saved and loaded as the hub's other models are."""
+    """A student with its card, saved and loaded as the hub's other models are.
+
+    Raises:
+        ValueError: the student wants masks beside the picture.
+    """
 
     def __init__(self, net: nn.Module, card: dict[str, Any]):
         super().__init__()
+        if getattr(net, "wants_masks", False):
+            raise ValueError("this net wants masks beside the picture: use dist_train.export.load_net(masks=True)")
         self.net = net
         self.card = card
 
