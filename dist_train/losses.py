@@ -90,16 +90,27 @@ def reconstruction(name: str, output: Tensor, gt: Tensor, *, lq: Tensor, trace: 
     return RECONSTRUCTION[name](output, gt)
 
 
-def spd(student_out: Tensor, teacher_out: Tensor, config: SpdConfig) -> Tensor:
+@torch.no_grad()
+def teacher_lead(student_out: Tensor, teacher_out: Tensor, gt: Tensor) -> Tensor:
+    """How far the teacher is ahead of its student: PSNR of its picture minus that of the student's, in dB, (B,)."""
+    student, teacher = ((out - gt).square().mean((1, 2, 3)) + 1e-10 for out in (student_out, teacher_out))
+    return 10 * torch.log10(student / teacher)
+
+
+def spd(student_out: Tensor, teacher_out: Tensor, config: SpdConfig, *, lead: Tensor) -> Tensor:
     """Semantic priors distillation (Eq. 4): smooth L1 from the student's image to the teacher's.
 
     Args:
         student_out: (B,3,H,W), carries the gradient.
         teacher_out: (B,3,H,W), detached here: the teacher must not come down to the student.
-        config: `reduction` is over the pixels of a picture; the paper leaves it open.
+        config: `reduction` is over the pixels of a picture, which the paper leaves open; `pictures` says of which.
+        lead: (B,), see `teacher_lead`.
     """
     each = F.smooth_l1_loss(student_out, teacher_out.detach(), beta=config.beta, reduction="none").flatten(1)
-    return (each.sum(1) if config.reduction == "sum" else each.mean(1)).mean()
+    each = each.sum(1) if config.reduction == "sum" else each.mean(1)
+    if config.pictures == "better":
+        each = each * (lead > 0)  # of all pictures still the mean, so that it does not depend on how a batch is shared
+    return each.mean()
 
 
 def map_relations(features: Tensor, masks: Tensor) -> Tensor:

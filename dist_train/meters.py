@@ -62,14 +62,16 @@ def named_losses(losses: Mapping[str, float], loss: LossConfig) -> dict[str, flo
 
     Returns:
         `loss/<term>`, unweighted; `weight/<term>`; `gradient/<term>`, the norm of the weighted term's gradient at the
-        student's output, and `gradient_ratio/<term>`, its ratio to the reconstruction's; `prior/<what>`. A ratio that
-        tells of a dead or an exploding term is a warning in the log.
+        student's output, and `gradient_ratio/<term>`, its ratio to the reconstruction's; `lead/<what>` of the teacher;
+        `prior/<what>`. A ratio that tells of a dead or an exploding term is a warning in the log.
     """
     named: dict[str, float] = {}
     for name, value in losses.items():
         term = name.removeprefix("gradient/")
         if name.startswith("mask"):
             named[f"prior/{name}"] = value
+        elif name.startswith("lead/"):
+            named[name] = value
         elif term == name:
             named[f"loss/{name}"] = value
         else:

@@ -34,6 +34,8 @@ PHASES = (
 DASHBOARD: Mapping[str, tuple[Panel, ...]] = {
     "Training health": (
         Panel("reconstruction", ("loss/student_rec", "loss/teacher_rec")),
+        Panel("how far the teacher is ahead on crops, dB", ("lead/psnr",)),
+        Panel("share of crops on which it is", ("lead/share",)),
         Panel("SPD, unweighted", ("loss/spd",), log=True),
         Panel("SGR, unweighted", ("loss/sgr",), log=True),
         Panel("gradient over the reconstruction's", ("gradient_ratio/spd", "gradient_ratio/sgr"), log=True),

@@ -13,6 +13,10 @@ class SpdConfig(Section):
     reduction: Literal["sum", "mean"] = "sum"
     """Sum over the pixels and channels of a picture, mean over pictures: with the paper's 0.005 a mean over pixels
     would be inert (its gradient 1e-5 of the reconstruction's), the sum is of the right size."""
+    pictures: Literal["all", "better"] = "all"
+    """all: Eq. 4 as written. better: only where the teacher is closer to the ground truth than the student (bounded by
+    the teacher, as Chen et al. 2017 do for detection). A new teacher adds noise to what it is given, and a student that
+    follows it loses a hundred steps or more; see configs/LOG.md."""
     beta: Positive = 1.0
     """Where smooth L1 turns from quadratic to linear; on [0,1] images 1.0 is quadratic throughout."""
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dist_train.config import LossConfig
 from dist_train.data.batch import Batch
-from dist_train.losses import reconstruction, sgr, spd, student_total
+from dist_train.losses import reconstruction, sgr, spd, student_total, teacher_lead
 from dist_train.nets.fusion import Teacher
 from dist_train.nets.stages import RestorationNet, Trace
 from dist_train.priors import Priors
@@ -60,7 +60,8 @@ class DistillTask(nn.Module):
 
         Returns:
             student_rec, teacher_rec, spd, sgr: unweighted scalars (spd and sgr only if their weight is not 0);
-            total: what to call backward on; masks_per_picture, mask_coverage and the prior's own notes, for the log;
+            total: what to call backward on; lead/psnr, how far the teacher is ahead, in dB, and lead/share, of the
+            pictures; masks_per_picture, mask_coverage and the prior's own notes, for the log;
             with `measure`, gradient/student_rec, gradient/spd, gradient/sgr: norms of the *weighted* terms' gradients.
         """
         student_trace: Trace = {}
@@ -74,8 +75,9 @@ class DistillTask(nn.Module):
                 "student_rec": rec(student_out, gt, lq=batch.lq, trace=student_trace),
                 "teacher_rec": rec(teacher_out, gt, lq=student_out.detach(), trace=teacher_trace),
             }
+            lead = teacher_lead(student_out, teacher_out, gt)
             if self.loss.spd.weight > 0:
-                terms["spd"] = spd(student_out, teacher_out, self.loss.spd)
+                terms["spd"] = spd(student_out, teacher_out, self.loss.spd, lead=lead)
             if self.loss.sgr.weight > 0:
                 assert priors.features is not None
                 with priors.span("features"):
@@ -86,7 +88,8 @@ class DistillTask(nn.Module):
             total = student_total(terms, self.loss) + terms["teacher_rec"]
             if measure:
                 terms |= self._gradient_norms(terms, student_out)
-        return {**terms, **masks.for_log(), "total": total}
+        told = {"lead/psnr": lead.mean(), "lead/share": (lead > 0).float().mean()}
+        return {**terms, **told, **masks.for_log(), "total": total}
 
     def restore(self, batch: Batch, priors: Priors, *, teacher: bool = True) -> dict[str, Tensor]:
         """Pictures to look at: `student_out`, and with `teacher` also `teacher_out`, both (B,3,H,W) and not clamped,

@@ -139,13 +139,30 @@ def test_disjoint_masks_make_the_literal_relation_a_sum_of_energies() -> None:
 def test_spd_equals_the_formula_and_stops_at_the_teacher(reduction: str) -> None:
     student = torch.rand(2, 3, 4, 5, requires_grad=True)
     teacher = (torch.rand(2, 3, 4, 5) * 4).requires_grad_()  # far enough for both branches of smooth L1
-    loss = losses.spd(student, teacher, SpdConfig(reduction=reduction))  # type: ignore[arg-type]
+    loss = losses.spd(student, teacher, SpdConfig(reduction=reduction), lead=torch.zeros(2))  # type: ignore[arg-type]
     gap = (student - teacher).detach().abs()
     each = torch.where(gap < 1, 0.5 * gap**2, gap - 0.5)
     wanted = each.sum() / 2 if reduction == "sum" else each.mean()
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-6)
     loss.backward()
     assert teacher.grad is None and student.grad is not None and student.grad.abs().sum() > 0
+
+
+def test_spd_follows_only_a_better_teacher_where_it_is_told_to() -> None:
+    gt = torch.rand(3, 3, 8, 8)
+    student = (gt + 0.1).requires_grad_()
+    teacher = gt + torch.tensor([0.01, 0.1, 0.2])[:, None, None, None]  # 20 dB ahead, level, 6 dB behind
+    lead = losses.teacher_lead(student, teacher, gt)
+    assert not lead.requires_grad
+    assert torch.allclose(lead, torch.tensor([20.0, 0.0, -6.0206]), atol=1e-3)
+    lead = torch.tensor([20.0, 0.0, -6.0])  # level is level whatever the rounding
+    losses.spd(student, teacher, SpdConfig(pictures="better"), lead=lead).backward()
+    assert student.grad is not None
+    assert student.grad[0].abs().sum() > 0 and not student.grad[1:].any()
+    alone = losses.spd(student[:1], teacher[:1], SpdConfig(), lead=lead[:1])
+    assert losses.spd(student, teacher, SpdConfig(pictures="better"), lead=lead).item() == pytest.approx(
+        alone.item() / 3
+    )
 
 
 def test_reconstruction_losses_equal_the_official_values() -> None:
