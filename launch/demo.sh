@@ -29,6 +29,8 @@ mkdir -p "$out/degraded"
 tar -xf runs/demo_shards/val/000000.tar -C "$out/degraded" --wildcards '*.lq.png'
 python -m launch.restore --overwrite "$out/student.safetensors" "$out/degraded" "$out/restored"
 
-say "6/6 before and after"
+say "6/6 before and after, and a page of the run"
 python -m launch.before_after "$out/student.safetensors" runs/demo_shards/val "$out/before_after.png"
-echo "Look at $out/before_after.png, at $out/pictures/ (student, teacher, masks as training went on), $out/metrics.jsonl"
+python -m launch.report "$out" --out "$out/report.html"
+echo "Look at $out/before_after.png, at $out/report.html in a browser, at $out/pictures/ (student, teacher, masks as training"
+echo "went on), $out/metrics.jsonl"
