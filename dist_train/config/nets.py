@@ -166,4 +166,8 @@ class TeacherConfig(Section):
 
     net: NetConfig | None = None
     """None: the student's own kind."""
+    start: Literal["drawn", "identity"] = "drawn"
+    """How a new teacher begins. drawn: as any net. identity: it hands the student's picture on as it is, so that SPD
+    never pulls the student to a picture that is worse for the teacher's newness; see configs/LOG.md. Without a part in
+    what init.teacher loads."""
     spf: SpfConfig = SpfConfig()

@@ -72,6 +72,8 @@ def build_teacher(run: RunConfig) -> Teacher:
             "a teacher sees the masks through units after its stages, and this net names none; set student.stages (or "
             "teacher.net.stages) to names of its submodules, prior to {name: none}, or task to plain"
         )
+    if run.teacher.start == "identity":
+        net.start_as_identity()
     return Teacher(
         net,
         num_masks=run.prior.num_masks,

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dist_train.nets.stages import AfterStage, Padding, RestorationNet, Stage, Trace, next_multiple
+from dist_train.nets.stages import AfterStage, Padding, RestorationNet, Stage, Trace, next_multiple, zero
 
 DILATIONS = (1, 2, 3, 4)
 MULTIPLE = 16
@@ -108,6 +108,17 @@ class EfficientDerain(RestorationNet):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.xavier_normal_(module.weight, gain=0.02)
+
+    @torch.no_grad()
+    def start_as_identity(self) -> None:
+        """See `RestorationNet.start_as_identity`: each kernel is its middle tap, and the fusion a mean."""
+        zero(self.outc)
+        zero(self.conv_final)
+        assert self.outc.bias is not None
+        kernels = self.outc.bias.view(3, -1)
+        kernels[:, kernels.shape[1] // 2] = 1
+        for i in range(len(DILATIONS)):
+            self.conv_final.weight[:, 3 * i : 3 * i + 3, 1, 1] = torch.eye(3) / len(DILATIONS)
 
     def padding(self, height: int, width: int) -> Padding:
         """On the right and below, up to multiples of 16; nothing if the picture is resized."""

@@ -16,6 +16,7 @@ from dist_train.nets.stages import (
     Trace,
     channels_last_on_cpu,
     next_multiple,
+    zero,
 )
 
 
@@ -149,6 +150,10 @@ class Nafnet(RestorationNet):
     def padding(self, height: int, width: int) -> Padding:
         """Zeros on the right and below, up to a multiple of 2**levels."""
         return (0, next_multiple(width, self.multiple) - width, 0, next_multiple(height, self.multiple) - height)
+
+    def start_as_identity(self) -> None:
+        """See `RestorationNet.start_as_identity`: nothing is added to the picture."""
+        zero(self.ending)
 
     def restore(self, padded: Tensor, after_stage: AfterStage, trace: Trace | None) -> Tensor:
         """See `RestorationNet.restore`."""

@@ -55,6 +55,13 @@ def next_multiple(n: int, multiple: int) -> int:
     return multiple * ((n + multiple - 1) // multiple)
 
 
+def zero(layer: nn.Conv2d) -> None:
+    """Let a convolution give nothing at first; its weights still learn."""
+    nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
 class RestorationNet(nn.Module):
     """Base of the nets: pads, restores, cuts out. A net gives `stages`, `padding` and `restore`."""
 
@@ -81,6 +88,16 @@ class RestorationNet(nn.Module):
             (B,3,H,W), not clamped.
         """
         raise NotImplementedError
+
+    def start_as_identity(self) -> None:
+        """Set the last weights so that pictures come out as they went in, until training changes that.
+
+        Raises:
+            ValueError: this net has no such weights.
+        """
+        raise ValueError(
+            "teacher.start=identity is for nets that can begin so: nafnet, uformer and efficientderain; set it to drawn"
+        )
 
     def forward(self, lq: Tensor, after_stage: AfterStage | None = None, trace: Trace | None = None) -> Tensor:
         """Restore a batch of any size.

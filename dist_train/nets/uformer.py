@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dist_train.nets.stages import AfterStage, Padding, RestorationNet, Stage, Trace, next_multiple
+from dist_train.nets.stages import AfterStage, Padding, RestorationNet, Stage, Trace, next_multiple, zero
 
 
 def to_windows(x: Tensor, side: int) -> Tensor:
@@ -271,6 +271,10 @@ class Uformer(RestorationNet):
             fitting_height = fitting_width = next_multiple(torch.sym_max(height, width), self.multiple)
         left, top = (fitting_width - width) // 2, (fitting_height - height) // 2
         return (left, fitting_width - width - left, top, fitting_height - height - top)
+
+    def start_as_identity(self) -> None:
+        """See `RestorationNet.start_as_identity`: nothing is added to the picture."""
+        zero(self.get_submodule("output_proj.proj.0"))
 
     def restore(self, padded: Tensor, after_stage: AfterStage, trace: Trace | None) -> Tensor:
         """See `RestorationNet.restore`."""

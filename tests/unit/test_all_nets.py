@@ -103,3 +103,22 @@ def test_the_whole_method_trains_it(name: str) -> None:
     assert list(task.student.state_dict()) == keys == list(build_net(run.student).state_dict())
     counts = count_parameters(task)
     assert counts["teacher"] == counts["student"] + counts["teacher.units"]
+
+
+@pytest.mark.parametrize("name", TINY_NETS)
+def test_a_net_that_starts_as_the_identity_learns_all_the_same(name: str) -> None:
+    net, lq = new_net(name), torch.rand(2, 3, 37, 45)
+    if TINY_NETS[name]["name"] == "rcdnet":
+        with pytest.raises(ValueError, match="teacher.start=identity is for nets"):
+            net.start_as_identity()
+        return
+    net.start_as_identity()
+    if TINY_NETS[name].get("fit") != "resize":  # which shrinks and stretches
+        assert torch.allclose(net.eval()(lq), lq, atol=1e-6)
+    optimizer = torch.optim.SGD(net.train().parameters(), lr=0.1)
+    for _ in range(2):  # the last weights let a gradient through once they have moved
+        optimizer.zero_grad()
+        (net(lq) - torch.rand_like(lq)).square().mean().backward()
+        optimizer.step()
+    first = next(net.parameters())
+    assert first.grad is not None and first.grad.abs().sum() > 0 and not torch.allclose(net.eval()(lq), lq, atol=1e-4)

@@ -34,6 +34,15 @@ def test_a_new_teacher_equals_its_plain_net() -> None:
     assert torch.equal(task.teacher(image, masks), plain(image))
 
 
+def test_a_teacher_that_starts_as_the_identity_hands_the_student_s_picture_on() -> None:
+    run = tiny_run(teacher={"start": "identity"})
+    task: Any = build_task(run)
+    image = torch.rand(2, 3, 30, 37)
+    assert torch.equal(task.teacher(image, tiny_priors(run).masks(image, None)), image)  # type: ignore[misc]
+    terms = task(one_batch(), tiny_priors(run))
+    assert terms["spd"] == terms["sgr"] == terms["lead/psnr"] == terms["lead/share"] == 0
+
+
 def test_the_teacher_sees_the_masks() -> None:
     run = tiny_run()
     task: Any = tiny_task(run)
