@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -59,7 +59,8 @@ def read_picture(path: Path) -> Picture:
     is_grey = stored.ndim == 2 or header.mode == "LA"
     # Both turn a TIFF by themselves.
     orientation = 1 if header.format == "TIFF" else header.getexif().get(_ORIENTATION, 1)
-    alpha = stored[..., 3] if stored.ndim == 3 and stored.shape[2] == 4 else None
+    # OpenCV adds one to a TIFF of CMYK.
+    alpha = stored[..., 3] if stored.ndim == 3 and stored.shape[2] == 4 and header.mode != "CMYK" else None
     rgb = cv2.cvtColor(stored, cv2.COLOR_GRAY2RGB) if stored.ndim == 2 else stored[..., 2::-1]
     icc = header.info.get("icc_profile")
     if icc and icc[16:20] != _COLOUR_SPACES[is_grey]:  # of CMYK, say, which is RGB by now
@@ -113,6 +114,8 @@ def _decode(data: bytes) -> tuple[NDArray, Image.Image]:
             return cv2.cvtColor(np.asarray(header.convert("RGBA")), cv2.COLOR_RGBA2BGRA), header
         # Unlike imread, imdecode refuses a JPEG that is cut short instead of filling it up with grey.
         stored = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except UnidentifiedImageError:  # which speaks of an object in memory
+        raise ValueError("not a readable picture, or none at all") from None
     except (OSError, cv2.error) as error:  # no picture, or more pixels than OpenCV allows
         raise ValueError(f"not a readable picture: {error}") from None
     if stored is None:

@@ -1,6 +1,7 @@
 """Restore files: pictures of every kind, folders, patterns, videos; what is done is not done again."""
 
 import glob
+import mimetypes
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -149,8 +150,9 @@ def _restore_group(
 def _pairs(inputs: Sequence[Path | str], dst: Path) -> list[tuple[Path, Path]]:
     """Inputs and where they go."""
     found = [pair for item in inputs for pair in _found(item, dst)]
-    by_name = is_video(dst) or dst.suffix.lower() in SUFFIXES
-    if len(found) == 1 and Path(inputs[0]).is_file() and by_name:
+    if dst.is_file() or (_is_called_a_file(dst) and not dst.is_dir()):
+        if len(found) > 1 or not Path(inputs[0]).is_file():
+            raise ValueError(f"{dst} is one file, which only a single file can become; give a folder as output")
         pairs = [(found[0][0], dst)]
     else:
         pairs = [(source, dst / name) for source, name in found]
@@ -165,6 +167,12 @@ def _pairs(inputs: Sequence[Path | str], dst: Path) -> list[tuple[Path, Path]]:
         if is_video(source):
             check_writes(target)
     return pairs
+
+
+def _is_called_a_file(path: Path) -> bool:
+    """Whether a name is that of a picture or a video, of any format: a folder is not called so."""
+    kind, _ = mimetypes.guess_type(path.name)
+    return path.suffix.lower() in SUFFIXES or is_video(path) or (kind or "").startswith("image/")
 
 
 def _found(item: Path | str, dst: Path) -> list[tuple[Path, Path]]:

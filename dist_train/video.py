@@ -91,7 +91,10 @@ def _copy(
     out.time_base = out.codec_context.time_base = stream.time_base
     out.codec_context.colorspace, out.codec_context.color_range = matrix, first.color_range
     out.codec_context.color_primaries, out.codec_context.color_trc = first.color_primaries, first.color_trc
-    sound = {audio.index: target.add_stream_from_template(audio) for audio in source.streams.audio}
+    try:
+        sound = {audio.index: target.add_stream_from_template(audio) for audio in source.streams.audio}
+    except ValueError as error:  # AAC in WebM, say
+        raise ValueError(f"its sound, which is copied as it is, does not fit: {error}; name the output .mkv") from None
 
     def write(frames: list[Any]) -> None:
         for frame, rgb in zip(frames, change([_rgb(frame, matrix) for frame in frames]), strict=True):

@@ -107,7 +107,7 @@ def overview() -> str:
     for group, commands in GROUPS.items():
         lines += [f"{group}:", *(f"  {name:{width}}{command.what}" for name, command in commands.items()), ""]
     lines += [
-        "restill COMMAND --help      what it takes, with an example",
+        "restill COMMAND --help      what it takes",
         "restill completion bash     tab completion, also for zsh and fish; with --help, where to put it",
         "restill --version",
     ]

@@ -177,11 +177,15 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError("give WEIGHTS and SHARDS, or --restored DIR --gt DIR; --help says more")
     if args.awgn is not None and args.awgn <= 0:
         raise ValueError(f"--awgn {args.awgn:g}: sigma is above 0, such as 25")
+    if args.json:  # now, not after hours of work
+        if args.json.is_dir():
+            raise ValueError(f"--json {args.json} is a folder; name a file")
+        args.json.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _protocols(args: argparse.Namespace) -> list[str]:
     names = args.protocol or (["awgn"] if args.awgn else DEFAULT)
-    if names == ["all"]:
+    if "all" in names:
         return [name for name in PROTOCOLS_SAY if name != "awgn" or args.awgn]
     names = list(dict.fromkeys(protocol_name(name) for name in names))
     if "awgn" in names and not args.awgn:

@@ -14,6 +14,7 @@ def main(argv: list[str] | None = None) -> int:
         prog=program("launch.restore"),
         description="Restore pictures, every picture in a folder and below it, or a video. Sizes, grey, alpha, 16 bit, "
         "colour profile and file format stay what they are; outputs that are there are skipped.",
+        epilog="example: %(prog)s derain.safetensors rainy/ 'more/**/*.png' restored/",
     )
     parser.add_argument(
         "weights",

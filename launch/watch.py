@@ -142,7 +142,9 @@ class Run:
         Args:
             now_s: the time, in seconds since 1970.
         """
-        if self.step >= self.num_steps:
+        at_last = self.step >= self.num_steps
+        # Its last step done, a run still validates, and saves when all else is done.
+        if at_last and (not self._beat or (self.folder / "checkpoints" / f"step-{self.num_steps:08d}").is_dir()):
             return "finished", True
         if not self._beat:
             return ("starting", False) if not self.now else ("no sign of life: heartbeat.json is not there", True)
@@ -150,15 +152,16 @@ class Run:
         if self._beat.get("job"):
             where += f", job {self._beat['job']}"
         if self._beat["host"] == socket.gethostname() and not Path("/proc", str(self._beat["pid"])).exists():
-            return f"ended at step {self.step}, before its last; the command that started it goes on with it", True
+            before = "before it was saved" if at_last else "before its last"
+            return f"ended at step {self.step}, {before}; the command that started it goes on with it", True
         silent_s = now_s - datetime.strptime(self._beat["time"], "%Y-%m-%dT%H:%M:%S%z").timestamp()
         step_s = self._value("time/step_s")
         if silent_s > SILENT_S and not silent_s < SILENT_STEPS * step_s:
             return f"silent for {duration(silent_s)} {where}: it validates, saves, or hangs; its log tells", False
-        return f"running {where}", False
+        return f"{'validating and saving' if at_last else 'running'} {where}", False
 
     def lines(self, state: str) -> list[str]:
-        """The screen of this run, at most 80 columns wide where names are not long."""
+        """The screen of this run."""
         config = self.config
         lines = [f"{config.get('name', self.folder.name)} ({config.get('task')}): {state}"]
         step_s, done = self._value("time/step_s"), self.step

@@ -16,8 +16,10 @@ SECTIONS = {
     "loss": "Loss terms",
     "gradient_ratio": "Gradient of each term over the reconstruction's, at the student's output",
     "gradient": "Gradient of each term, at the student's output",
+    "lead": "How far the teacher is ahead on the crops it is trained on",
     "prior": "The prior",
     "time": "Speed",
+    "memory": "Memory",
 }
 """First part of a metric's name -> heading. The first two are open; all other names come last, under their own."""
 OPEN = ("val", "loss")

@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     what = parser.add_argument_group("what is compared")
     what.add_argument("--ladder", action="store_true", help=f"all rungs: {', '.join(RUNGS)}")
     what.add_argument("--rungs", nargs="+", default=[], metavar="RUNG", help="only these")
-    priors_help = "the full method with each: a name, or a section {name: ..., ...}"
+    priors_help = "the full method with each: a name, or a section such as '{name: psp, weights: FILE}'"
     what.add_argument("--priors", nargs="+", default=[], metavar="PRIOR", help=priors_help)
     sweep_help = "the full method with each value, key by key"
     what.add_argument("--sweep", nargs="+", default=[], metavar="KEY=VALUE,VALUE", help=sweep_help)

@@ -99,7 +99,8 @@ def _prior(base: RunConfig, text: str) -> Variant:
     name = str(section.get("name"))
     settings = (*FULL, f"prior={json.dumps(section)}", *(("loss.sgr.weight=0",) if name == "none" else ()))
     called = "prior-" + (name if text == name else _slug(text))
-    return Variant(called, "priors", f"full method, prior {name if text == name else text}", settings)
+    what = f"full method{' but for SGR' if name == 'none' else ''}, prior {text}"
+    return Variant(called, "priors", what, settings)
 
 
 def _sweep(text: str) -> list[Variant]:
@@ -157,7 +158,12 @@ def make_trials(
 def _trial(config: str, overrides: Sequence[str], variant: Variant, seed: int, out: Path) -> Trial:
     forced = (f"name={variant.name}-s{seed}", f"out={out}", f"seed={seed}", "eval.teacher=true")
     settings = (*overrides, *variant.settings, *forced)
-    run = load_run(config, settings)
+    try:
+        run = load_run(config, settings)
+    except ValueError as error:
+        if variant.group != "priors":
+            raise
+        raise ValueError(f"{error}. --priors takes sections, too, such as '{{name: psp, weights: FILE}}'") from None
     if run.data.val is None:
         raise ValueError(f"{config}: data.val must be given: the comparison is of its pictures")
     if not run.eval.every:  # the teacher's lead is worth seeing on the way

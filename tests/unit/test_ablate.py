@@ -88,6 +88,7 @@ def test_priors_and_sweeps_share_runs_of_equal_settings(config: str) -> None:
     ]  # fmt: skip
     assert [trial.run.prior.num_masks for trial in trials] == [9, 9, 0, 3, 9, 9]
     assert trials[-1].run.loss.spd.weight == 0.5 and trials[2].run.loss.spd.weight == 0.05
+    assert trials[2].variant.what == "full method but for SGR, prior none" and trials[2].run.loss.sgr.weight == 0
     assert len(unique(trials)) == 4
 
 
@@ -99,6 +100,7 @@ def test_priors_and_sweeps_share_runs_of_equal_settings(config: str) -> None:
         (("loss.sgr.weight=0",), {"rungs": ["sgr"]}, "adds nothing"),
         (("seed=1",), {"rungs": ["plain"]}, "seed is set for each run"),
         (("data.val=null",), {"rungs": ["plain"]}, "data.val must be given"),
+        ((), {"priors": ["psp"]}, "prior.weights: must be given.*such as '{name: psp, weights: FILE}'"),
         ((), {"sweeps": ["optim.steps=10"]}, "stands before the options"),
         ((), {"sweeps": ["optim.steps=10,20"]}, "different numbers of samples.*-10-s0 40, .*-20-s0 80"),
         ((), {"sweeps": ["optim.lr=1e-3,0.001", "loss.rec=l1,psnr"]}, None),

@@ -52,8 +52,8 @@ def test_pictures_of_any_method_are_scored_by_their_names(folders: Path, capsys:
     assert scores["means"]["val/rgb/psnr/input"] == pytest.approx(want[40])
     assert scores["means"]["val/mcr/restored"] == 0 and len(scores["pictures"]) == 2 * 2 * 4
     assert scores["protocols"].keys() == {"rgb", "rain200", "did_ddn", "gopro"} and "colour" in str(scores["protocols"])
-    assert main([*where, "--protocol", "y_uint8", "--json", str(folders / "s.json")]) == 0
-    alone = json.loads((folders / "s.json").read_text())
+    assert main([*where, "--protocol", "y_uint8", "--json", str(folders / "new/s.json")]) == 0
+    alone = json.loads((folders / "new/s.json").read_text())
     assert alone["means"].keys() == {"val/rain200/psnr/restored", "val/rain200/ssim/restored"}
     assert not any(row["collapsed"] for row in alone["pictures"]) and len(alone["pictures"]) == 2
     # The worse half of the restored pictures collapses.
@@ -75,6 +75,7 @@ def test_what_does_not_fit_is_named(folders: Path, capsys: pytest.CaptureFixture
     assert "go with --restored" in said("w.safetensors", "shards", "--gt", "gt")
     assert "say how much: --awgn 25" in said("w.safetensors", "shards", "--protocol", "awgn")
     assert "no protocol 'psnr'; there are rgb" in said(*where, "--protocol", "psnr")
+    assert "is a folder; name a file" in said(*where, "--json", str(folders))
     picture = folders / "out/b/c.png"
     for content, problem in (
         (np.zeros((16, 21, 3), np.uint8), "c.png is 21x16, its clean picture 20x16"),

@@ -73,6 +73,8 @@ def test_profiles_that_no_longer_fit_and_files_that_will_not_do(tmp_path) -> Non
     cmyk = tmp_path / "cmyk.jpg"
     Image.new("CMYK", (8, 8)).save(cmyk, icc_profile=ICC[:16] + b"CMYK" + ICC[20:])
     assert read_picture(cmyk).icc is None
+    Image.new("CMYK", (8, 8)).save(tmp_path / "cmyk.tif")
+    assert read_picture(tmp_path / "cmyk.tif").alpha is None
 
     def refusal(data: bytes) -> str:
         path = tmp_path / "bad"

@@ -60,6 +60,18 @@ def test_patterns_and_several_inputs(tmp_path, monkeypatch) -> None:
     assert not Path("new").exists()
 
 
+def test_a_name_of_one_file_is_no_folder(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = [str(write(Path(name))) for name in ("in/1.png", "in/2.png", "in/3.png")]
+    net = Net()
+    for inputs, dst in [(files[:2], "in/3.png"), (files[:2], "both.jpg"), (["in"], "all.webp"), (files, "all.gif")]:
+        with pytest.raises(ValueError, match="only a single file can become"):  # the first: an output was forgotten
+            restore_files(net, inputs, Path(dst))
+    assert restore_files(net, files[:1], Path("1.gif")).failed
+    assert net.sizes == []  # before any work
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
+
+
 def test_batches_are_of_one_size_and_come_down_where_there_is_no_room(tmp_path) -> None:
     for number, size in enumerate([(8, 8), (8, 8), (8, 8), (8, 6), (30, 30), (8, 8)]):
         write(tmp_path / "in" / f"{number}.png", *size)

@@ -109,3 +109,5 @@ def test_a_video_among_files(tmp_path, capsys) -> None:
     assert len(read_video(tmp_path / "one.webm")[0]) == len(TIMES)
     with pytest.raises(ValueError, match=r"videos are written as \.mp4"):
         restore_files(same, [src], tmp_path / "out.gif.avi")
+    loud = write_video(tmp_path / "loud.mp4", shades(16, 16))  # AAC, which WebM does not take
+    assert "name the output .mkv" in restore_files(same, [loud], tmp_path / "loud.webm").failed[loud]

@@ -73,6 +73,8 @@ def test_states(folder: Path) -> None:
     text, ended = shown(run)
     assert ended and "ended at step 10, before its last" in text
     beat(folder, 100)
+    assert "validating and saving on" in shown(run)[0] and not shown(run)[1]
+    (folder / "checkpoints" / "step-00000100").mkdir(parents=True)
     text, ended = shown(run)
     assert ended and "finished" in text and "left" not in text
 
@@ -97,6 +99,7 @@ def test_without_a_terminal_it_is_plain_text_and_ends_with_the_run(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     beat(folder, 100)
+    (folder / "checkpoints" / "step-00000100").mkdir(parents=True)
     assert main([str(folder)]) == 0
     assert "\033" not in capsys.readouterr().out
     beat(folder, 10)
