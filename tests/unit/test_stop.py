@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from contextlib import closing
 from pathlib import Path
@@ -16,6 +18,7 @@ from dist_train.stop import StopRequests
 from tests.helpers.pairs import make_pairs, write_pairs
 
 pytestmark = pytest.mark.unit
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_file_is_seen_and_taken_away_once_obeyed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -97,23 +100,29 @@ def test_sigterm_to_all_processes_leaves_the_loader_its_workers(tmp_path: Path) 
     assert not worker.is_running()
 
 
+RANK = """
+import sys, time
+import psutil
+from dist_train.config import BatchPlan, DataConfig
+from dist_train.data.loader import training_batches
+from dist_train.data.reader import ShardReader
+
+data = DataConfig(train=sys.argv[1], crop_px=128, workers=1)
+batches = training_batches(ShardReader(sys.argv[1]), data, seed=0, plan=BatchPlan(4, 4, 1))
+next(batches)
+print(psutil.Process().children()[0].pid, flush=True)
+time.sleep(60)
+"""
+
+
 def test_a_loaders_worker_ends_with_its_rank(tmp_path: Path) -> None:
     """Also while it holds more than fits on the way to a rank that fetches no more."""
     write_pairs(make_pairs(tmp_path / "pairs", 4, h=128, w=128), tmp_path / "train")
-    data = DataConfig(train=str(tmp_path / "train"), crop_px=128, workers=1)
-    read, write = os.pipe()
-    if not (rank := os.fork()):
-        try:
-            batches = training_batches(ShardReader(tmp_path / "train"), data, seed=0, plan=BatchPlan(4, 4, 1))
-            next(batches)
-            os.write(write, str(psutil.Process().children()[0].pid).encode().ljust(16))
-            time.sleep(60)
-        finally:
-            os._exit(1)
-    os.close(write)
-    worker = psutil.Process(int(os.read(read, 16)))
-    time.sleep(1)
-    os.kill(rank, signal.SIGKILL)
-    os.waitpid(rank, 0)
+    command = [sys.executable, "-c", RANK, str(tmp_path / "train")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as rank:
+        assert rank.stdout is not None
+        worker = psutil.Process(int(rank.stdout.readline()))
+        time.sleep(1)
+        rank.kill()
     psutil.wait_procs([worker], timeout=10)
     assert not worker.is_running()
