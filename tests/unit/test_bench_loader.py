@@ -19,7 +19,7 @@ from launch.bench.table import header
 
 pytestmark = pytest.mark.unit
 
-OPTIONS = ["--crop", "16", "--batch", "2", "--pairs", "4", "--rounds", "2", "--seconds", "0.01", "--workers", "1"]
+OPTIONS = ["--crop", "16", "--batch", "2", "--pairs", "4", "--rounds", "3", "--seconds", "0.01", "--workers", "1"]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -46,7 +46,7 @@ def test_the_table_holds_every_form_and_loader(tmp_path: Path, capsys: pytest.Ca
     record = json.loads(out.read_text())
     assert record["machine"].keys() >= {"cpu", "threads", "load_before", "load_after"}
     for case in record["cases"]:
-        assert len(case["laps"]) == 2 and all(num % 4 == 0 and num for _, _, num in case["laps"])
+        assert len(case["laps"]) == 3 and all(num % 4 == 0 and num for _, _, num in case["laps"])
 
 
 def _busy(seconds: float) -> None:

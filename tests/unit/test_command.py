@@ -111,7 +111,7 @@ def test_a_shell_completes_commands_options_choices_and_files(
         "restill completion zs": "zsh",
     }
     script = f"""
-source restill
+source ./restill
 for ask in {" ".join(f"'{ask}'" for ask in asks)}; do
     COMP_WORDS=($ask); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); COMPREPLY=()
     $(complete -p restill | sed 's/.*-F \\([^ ]*\\).*/\\1/')
