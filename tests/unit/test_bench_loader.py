@@ -19,7 +19,7 @@ from launch.bench.table import header
 
 pytestmark = pytest.mark.unit
 
-OPTIONS = ["--crop", "16", "--batch", "2", "--pairs", "4", "--rounds", "3", "--seconds", "0.01", "--workers", "1"]
+OPTIONS = ["--crop", "16", "--batch", "2", "--pairs", "4", "--rounds", "2", "--seconds", "0.01", "--workers", "1"]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -40,13 +40,13 @@ def test_the_table_holds_every_form_and_loader(tmp_path: Path, capsys: pytest.Ca
     assert found == [(*of, *kind) for of in sets for kind in kinds]
     for row in rows:
         _, storage, size, loader, _, ms, per_s, of_limit, gain = row
-        assert float(ms) * float(per_s) == pytest.approx(1000, rel=0.02) and float(size) > 0
+        assert float(ms) == pytest.approx(1000 / float(per_s), abs=0.006) and float(size) > 0  # as printed
         assert loader != "limit" or float(of_limit) == 1
         assert storage != "keep" or (float(gain) == 1 and float(size) == 1)
     record = json.loads(out.read_text())
     assert record["machine"].keys() >= {"cpu", "threads", "load_before", "load_after"}
     for case in record["cases"]:
-        assert len(case["laps"]) == 3 and all(num % 4 == 0 and num for _, _, num in case["laps"])
+        assert len(case["laps"]) == 2 and all(num % 4 == 0 and num for _, _, num in case["laps"])
 
 
 def _busy(seconds: float) -> None:
