@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from launch.command import program
-from launch.console import add_cache_options, cache_of, run_main, set_up_logging
+from launch.console import add_cache_options, cache_of, device_of, run_main, set_up_logging
 from launch.with_masks import add_prior_options, chosen_prior, restorer_with_masks
 
 
@@ -30,7 +30,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def draw(args: argparse.Namespace) -> int:
     """Restore, segment, draw."""
-    import torch
     from torch import Tensor
 
     from dist_train.data.batch import Batch
@@ -40,7 +39,7 @@ def draw(args: argparse.Namespace) -> int:
     from dist_train.pictures import grid, write_png
     from dist_train.priors import prior_for
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_of("auto")
     net, card = load_student(args.weights)
     net, run = net.to(device), run_of(card, source=args.weights.with_suffix(".json"))
     reader = ShardReader(args.shards, cache_of(args))

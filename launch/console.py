@@ -4,12 +4,15 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from shards.cache import ShardCache
 from shards.schema import ShardError
+
+if TYPE_CHECKING:
+    import torch
 
 # No torch up here, nor in the heads of the entry points: --help shall not wait for it.
 
@@ -33,6 +36,22 @@ def set_up_logging() -> None:
         datefmt="%H:%M:%S",
         force=True,
     )
+
+
+def device_of(wanted: str) -> "torch.device":
+    """Where one process computes.
+
+    Args:
+        wanted: `auto` (a GPU if there is one), `cpu` or `cuda`, as --device has it.
+
+    Raises:
+        ValueError: a GPU is wanted, and there is none.
+    """
+    import torch
+
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda, but PyTorch sees no GPU; python -m launch.doctor tells why")
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def add_net_option(parser: argparse.ArgumentParser) -> None:

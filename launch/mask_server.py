@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from dist_train.config import RunConfig, host_and_port, load_run
 from launch.command import program
-from launch.console import run_main, set_up_logging
+from launch.console import device_of, run_main, set_up_logging
 
 if TYPE_CHECKING:
     from dist_train.priors.masks import Prior
@@ -65,14 +65,10 @@ def serve_run(run: RunConfig, listen: str, device_name: str) -> None:
     except OSError as error:
         raise OSError(f"--listen {listen}: {error}") from error
     with listener:
-        import torch
-
         from dist_train.priors import build_inner
         from dist_train.priors.remote import make_key
 
-        if device_name == "cuda" and not torch.cuda.is_available():
-            raise ValueError("--device cuda, but PyTorch sees no GPU; python -m launch.doctor tells why")
-        device = torch.device("cuda" if device_name != "cpu" and torch.cuda.is_available() else "cpu")
+        device = device_of(device_name)
         key = make_key()
         prior = build_inner(run.prior, device)
         log.info("%s", prior.describe())

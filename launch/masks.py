@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from launch.command import program
-from launch.console import add_net_option, run_main, set_up_logging, setting
+from launch.console import add_net_option, device_of, run_main, set_up_logging, setting
+from launch.with_masks import named_prior
 from shards.codec import decode_rgb
 from shards.layouts import pictures_below
 
@@ -60,10 +61,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def draw(args: argparse.Namespace) -> int:
     """Segment and draw each picture; those that cannot be are named, and the others go on."""
-    import torch
     from tqdm import tqdm
 
-    from dist_train.config import parse_run
     from dist_train.export import load_net
     from dist_train.inference import Inference, restorer
     from dist_train.mask_views import Extent, Gain, extents, gains
@@ -71,14 +70,12 @@ def draw(args: argparse.Namespace) -> int:
     from dist_train.pictures import write_png
     from dist_train.priors import build_prior
 
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda, but PyTorch sees no GPU; python -m launch.doctor tells why")
     if args.gt and not args.restored_by:
         raise ValueError("--gt is for what restoring gains, which wants --restored-by WEIGHTS too")
     of = args.of or ("gt" if args.gt else "input")
     if (of == "gt" and not args.gt) or (of == "restored" and not args.restored_by):
         raise ValueError(f"--of {of} wants {'--gt' if of == 'gt' else '--restored-by'}")
-    device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
+    device = device_of(args.device)
     out = args.output.resolve()
     pictures = _named(args.input, option="INPUT")
     if args.input.resolve() != out:  # what an earlier call drew, into a folder of the input, is no input
@@ -86,8 +83,7 @@ def draw(args: argparse.Namespace) -> int:
     if same := [path for name, path in pictures.items() if (out / f"{name}.png") == path.resolve()]:
         raise ValueError(f"{same[0]} is an input and would be overwritten; choose another output")
     clean = _partners(pictures, args.gt) if args.gt else {}
-    tree = {"name": "masks", "data": {"train": "-"}, "prior": {"name": args.prior, **dict(args.settings)}}
-    prior = build_prior(parse_run(tree, source="--prior").prior, device)
+    prior = build_prior(named_prior(args.prior, args.settings), device)
     restore = None
     if args.restored_by:
         restore = restorer(load_net(args.restored_by, dict(args.net))[0], Inference(), device=device)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from launch.console import add_net_option, run_main, set_up_logging, setting
+from launch.console import add_net_option, device_of, run_main, set_up_logging, setting
+from launch.with_masks import named_prior
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,18 +43,14 @@ def write(args: argparse.Namespace) -> int:
     """Build the prior and the net, if one is to restore, and write."""
     import torch
 
-    from dist_train.config import parse_run
     from dist_train.export import load_net
     from dist_train.priors import build_prior
     from dist_train.restore import restore_image
     from shards.masks import add_masks
     from shards.schema import sha256_of
 
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda, but PyTorch sees no GPU; python -m launch.doctor tells why")
-    device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
-    tree = {"name": "masks", "data": {"train": "-"}, "prior": {"name": args.prior, **dict(args.settings)}}
-    prior = build_prior(parse_run(tree, source="--prior").prior, device)
+    device = device_of(args.device)
+    prior = build_prior(named_prior(args.prior, args.settings), device)
     net, of = None, args.of
     if of not in ("lq", "gt"):
         weights = Path(of)

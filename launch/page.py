@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.command import program
-from launch.console import add_net_option, run_main, set_up_logging
+from launch.console import add_net_option, device_of, run_main, set_up_logging
 
 if TYPE_CHECKING:
     import gradio
@@ -46,14 +46,10 @@ def serve(args: argparse.Namespace) -> int:
     """Load, then serve."""
     import logging
 
-    import torch
-
     from dist_train.export import load_net
     from dist_train.inference import Inference
 
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda, but PyTorch sees no GPU; python -m launch.doctor tells why")
-    device = "cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu"
+    device = device_of(args.device)
     net, card = load_net(args.weights, dict(args.net))
     logging.getLogger("httpx").setLevel(logging.WARNING)  # gradio looks whether it is there itself, and tells
     options = Inference(tlc_px=args.tlc, precision=args.precision)

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from launch.command import program
-from launch.console import add_cache_options, cache_of, run_main, set_up_logging
+from launch.console import add_cache_options, cache_of, device_of, run_main, set_up_logging
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,9 +48,7 @@ def report(args: argparse.Namespace) -> int:
     from dist_train.report.page import render
     from dist_train.report.runs import read_runs, restore_pictures
 
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda, but PyTorch sees no GPU; python -m launch.doctor tells why")
-    device = "cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu"
+    device = device_of(args.device)
     records = read_runs(args.runs)
     pictures = restore_pictures(
         records,

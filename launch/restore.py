@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from launch.command import program
-from launch.console import add_net_option, run_main, set_up_logging
+from launch.console import add_net_option, device_of, run_main, set_up_logging
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -49,15 +49,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def restore(args: argparse.Namespace) -> int:
     """Restore each picture and name those that could not be."""
-    import torch
 
     from dist_train.export import load_net
     from dist_train.inference import Inference, fitting_restorer, restorer
     from dist_train.restore import restore_files
 
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda, but PyTorch sees no GPU; python -m launch.doctor tells why")
-    device = "cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu"
+    device = device_of(args.device)
     if args.batch < 1:
         raise ValueError(f"--batch {args.batch}: at least 1 picture goes through at once")
     if args.tile != "auto" and not args.tile.isdecimal():

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from launch.command import program
-from launch.console import add_net_option, run_main, set_up_logging
+from launch.console import add_net_option, device_of, run_main, set_up_logging
 from shards.codec import decode_rgb
 from shards.degrade import DEGRADATIONS
 from shards.schema import sha256_of
@@ -68,7 +68,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Degrade, restore, segment and score each frame; print a table, write the rest."""
-    import torch
     from tqdm import tqdm
 
     from dist_train.metrics import psnr
@@ -78,9 +77,7 @@ def run(args: argparse.Namespace) -> int:
     from dist_train.segmentation.draw import draw
     from dist_train.segmentation.scores import confusion, scores
 
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda, but PyTorch sees no GPU; python -m launch.doctor tells why")
-    device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
+    device = device_of(args.device)
     frames = find_frames(args.frames, args.labels)
     if args.out and (
         same := [one for one in frames if (args.out / f"{one.key}.png").resolve() == one.picture.resolve()]

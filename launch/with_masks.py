@@ -1,7 +1,8 @@
 """Masks for nets that want them beside the picture, outside of a training run."""
 
 import argparse
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 from launch.console import setting
 
@@ -35,13 +36,22 @@ def chosen_prior(args: argparse.Namespace, run: "RunConfig | None") -> "PriorCon
     Raises:
         ValueError: settings without --prior, or that it does not have.
     """
-    from dist_train.config import parse_run
-
     if not args.prior:
         if args.settings:
             raise ValueError("--with goes with --prior NAME, whose settings it gives")
         return run.prior if run else None
-    tree = {"name": "masks", "data": {"train": "-"}, "prior": {"name": args.prior, **dict(args.settings)}}
+    return named_prior(args.prior, args.settings)
+
+
+def named_prior(name: str, settings: Iterable[tuple[str, Any]]) -> "PriorConfig":
+    """What --prior and --with say, checked.
+
+    Raises:
+        ValueError: a setting that the prior does not have, or that it wants and lacks.
+    """
+    from dist_train.config import parse_run
+
+    tree = {"name": "masks", "data": {"train": "-"}, "prior": {"name": name, **dict(settings)}}
     return parse_run(tree, source="--prior").prior
 
 

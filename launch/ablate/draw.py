@@ -7,6 +7,7 @@ import numpy as np
 
 from launch.ablate.plan import Trial
 from launch.ablate.table import Row
+from launch.console import device_of
 
 CROP_PX = 96
 COLOURS = {"student": "#1f6fb4", "teacher": "#d1782b"}
@@ -88,7 +89,7 @@ def draw_crops(trials: Sequence[Trial], path: Path, *, num_pictures: int = 3) ->
     from dist_train.nets.fast import prepare_for_inference
     from dist_train.pictures import grid, panel, write_png
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_of("auto")
     nets = {}
     for trial in trials:
         checkpoint = find(trial.run.dir)
