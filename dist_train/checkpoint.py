@@ -32,6 +32,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dist_train import ranks
+from shards.files import sync
 from shards.schema import sha256_of
 
 log = logging.getLogger(__name__)
@@ -207,16 +208,16 @@ def _write(
     (temporary / "state.json").write_text(json.dumps(state, indent=1))
     files = {}
     for file in sorted(temporary.iterdir()):
-        _sync(file)
+        sync(file)
         files[file.name] = {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
     manifest = temporary / "MANIFEST.json"
     manifest.write_text(json.dumps({"format": FORMAT, "step": state["step"], "files": files}, indent=1))
-    _sync(manifest)
-    _sync(temporary)
+    sync(manifest)
+    sync(temporary)
     if target.exists():  # the same step, saved before a restart
         shutil.rmtree(target)
     os.rename(temporary, target)
-    _sync(target.parent)
+    sync(target.parent)
 
 
 def _temporary(target: Path) -> Path:
@@ -262,11 +263,3 @@ def _best(paths: list[Path], score: str) -> Path | None:
             value = json.loads((path / "state.json").read_text()).get("scores", {}).get(score, math.nan)
             found += [] if math.isnan(value) else [(value, path)]
     return max(found, key=lambda item: item[0])[1] if found else None
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,7 +1,6 @@
 """Picture files with all that a restored one must keep: grey, alpha, 16 bits, the way up, the colour profile."""
 
 import io
-import os
 import struct
 import zlib
 from pathlib import Path
@@ -12,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
+
+from shards.files import write_whole
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 ALPHA_SUFFIXES = (".bmp", ".png", ".tif", ".tiff", ".webp")
@@ -95,14 +96,7 @@ def write_picture(path: Path, picture: Picture) -> None:
         stored = np.dstack([stored, picture.alpha])
     suffix = path.suffix.lower()
     encode = _encode_by_opencv if stored.dtype == np.uint16 or suffix == ".bmp" else _encode
-    data = encode(stored, suffix, picture.icc)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        part.write_bytes(data)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_whole(path, encode(stored, suffix, picture.icc))
 
 
 def _decode(data: bytes) -> tuple[NDArray, Image.Image]:

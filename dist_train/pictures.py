@@ -1,7 +1,6 @@
 """Pictures for people: mask overlays, labelled panels, PNG files. All are (H,W,3) uint8 RGB."""
 
 import colorsys
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.codec import encode_png
+from shards.files import write_whole
 
 Picture = NDArray[np.uint8]
 
@@ -60,10 +60,7 @@ def grid(rows: Sequence[Picture]) -> Picture:
 
 def write_png(path: Path, rgb_u8: Picture) -> None:
     """Write a PNG file, whole or not at all; its folder is made if need be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    part.write_bytes(encode_png(rgb_u8))
-    part.replace(path)
+    write_whole(path, encode_png(rgb_u8))
 
 
 def _colour(n: int) -> tuple[float, float, float]:

@@ -13,6 +13,7 @@ import torch
 
 from dist_train import ranks
 from dist_train.config import RunConfig, dump_run
+from shards.files import write_whole
 
 PACKAGES = (
     "torch", "torchvision", "deepspeed", "accelerate", "segment-anything", "webdataset", "wandb", "numpy", "scipy",
@@ -58,21 +59,13 @@ def write_record(run: RunConfig, env: dict[str, Any]) -> None:
     """
     path = run.dir / "env.json"
     try:
-        run.dir.mkdir(parents=True, exist_ok=True)
         starts = json.loads(path.read_text()) if path.exists() else []
-        _replace(run.dir / "config.yaml", dump_run(run))
-        _replace(path, json.dumps([*starts, env], indent=1, default=str))
+        write_whole(run.dir / "config.yaml", dump_run(run))
+        write_whole(path, json.dumps([*starts, env], indent=1, default=str))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON: {error}. Mend it or move it away") from error
     except OSError as error:
         raise OSError(f"the run's folder {run.dir} cannot be written: {error}; mend it, or set out=FOLDER") from error
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    part = path.with_name(f".{path.name}.tmp")
-    part.write_text(text)
-    part.replace(path)
 
 
 def _version(package: str) -> str:

@@ -23,6 +23,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from dist_train import ranks
 from dist_train.config import RunConfig
 from dist_train.pictures import write_png
+from shards.files import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -88,10 +89,8 @@ class Tracker:
         records = read_metrics(run.dir)
         path = run.dir / "metrics.jsonl"
         with _naming(path):
-            run.dir.mkdir(parents=True, exist_ok=True)
-            part = path.with_suffix(".jsonl.tmp")
-            part.write_text("".join(json.dumps(record) + "\n" for record in records if record["step"] <= resume_step))
-            part.replace(path)
+            lines = (json.dumps(record) + "\n" for record in records if record["step"] <= resume_step)
+            write_whole(path, "".join(lines))
             self._file = path.open("a")
         self._told_wandb = -math.inf
         if run.track.wandb != "off":

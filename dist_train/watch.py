@@ -18,6 +18,7 @@ import torch
 from dist_train import ranks
 from dist_train.config import RunConfig
 from dist_train.spans import ASIDE, OWN, Spans
+from shards.files import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -144,11 +145,8 @@ class Watch:
             "pid": os.getpid(),
             "job": os.environ.get("SLURM_JOB_ID"),
         }
-        path = self._run.dir / "heartbeat.json"
         with contextlib.suppress(OSError):  # a full disk shall stop the run where something would be lost
-            part = path.with_name(f".{path.name}.tmp")
-            part.write_text(json.dumps(told) + "\n")
-            part.replace(path)
+            write_whole(self._run.dir / "heartbeat.json", json.dumps(told) + "\n")
 
 
 class _Told(NamedTuple):

@@ -16,6 +16,7 @@ from dist_train import ranks
 from dist_train.config import RunConfig
 from dist_train.ranks import TrainingError
 from dist_train.spans import OWN, Spans
+from shards.files import write_whole
 from shards.schema import ShardError
 
 log = logging.getLogger(__name__)
@@ -101,10 +102,7 @@ class Watchdog:
         sys.stderr.write(text)
         sys.stderr.flush()
         with contextlib.suppress(OSError):  # stderr has it
-            self._folder.mkdir(parents=True, exist_ok=True)
-            part = self._folder / f".rank{self._rank}.tmp"
-            part.write_text(text, encoding="utf-8")
-            part.replace(self._folder / f"rank{self._rank}.txt")
+            write_whole(self._folder / f"rank{self._rank}.txt", text)
 
     def _sum_up(self) -> str:
         """Who is to blame, if there are others and this rank is the first that can tell."""

@@ -3,7 +3,6 @@
 import argparse
 import csv
 import io
-import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -16,6 +15,7 @@ from launch.command import program
 from launch.console import add_net_option, device_of, run_main, set_up_logging, setting
 from launch.with_masks import named_prior
 from shards.codec import decode_rgb
+from shards.files import write_whole
 from shards.layouts import pictures_below
 
 if TYPE_CHECKING:
@@ -183,10 +183,7 @@ def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
     writer.writerows([[f"{cell:.4f}" if isinstance(cell, float) else cell for cell in row] for row in rows])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    part.write_text(text.getvalue())
-    part.replace(path)
+    write_whole(path, text.getvalue())
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from launch.command import program
 from launch.console import add_cache_options, cache_of, device_of, run_main, set_up_logging
+from shards.files import write_whole
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -63,10 +64,7 @@ def report(args: argparse.Namespace) -> int:
     )
     made = f"Made by restill {commit()[:12]} on {datetime.now().astimezone():%Y-%m-%d %H:%M %z}."
     out = args.out or records[0].folder / "report.html"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f".{out.name}.tmp")
-    part.write_text(render(records, pictures, made=made), encoding="utf-8")
-    part.replace(out)
+    write_whole(out, render(records, pictures, made=made))
     for record in records:
         for note in record.notes:
             print(f"{record.label}: {note}", file=sys.stderr)

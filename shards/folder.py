@@ -20,6 +20,7 @@ from typing import IO, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from shards.files import sync
 from shards.schema import MANIFEST, Rejected, ShardError, sha256_of
 
 logger = logging.getLogger(__name__)
@@ -143,14 +144,14 @@ def keep(tar: Path, *, inputs: str, nsamples: int, rejected: Sequence[Rejected] 
     """Make a draft the shard; from here on it counts as finished."""
     # Should there be a shard of other inputs, its note goes first: no note ever stands beside a tar it is not of.
     _beside(tar).unlink(missing_ok=True)
-    _sync(tar.parent)
+    sync(tar.parent)
     if nsamples:
         size, sha256 = _draft(tar).stat().st_size, sha256_of(_draft(tar))
         os.replace(_draft(tar), tar)
     else:
         size, sha256 = 0, ""
         tar.unlink(missing_ok=True)
-    _sync(tar.parent)
+    sync(tar.parent)
     note = Finished(inputs=inputs, nsamples=nsamples, filesize=size, sha256=sha256, rejected=tuple(rejected))
     write_file(_beside(tar), note.model_dump_json().encode())
     return note
@@ -178,7 +179,7 @@ def write_file(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(half, path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def clear(out: Path, shards: Collection[str]) -> None:
@@ -236,11 +237,3 @@ def _draft(tar: Path) -> Path:
 
 def _beside(tar: Path) -> Path:
     return tar.with_name(tar.name + _NOTE)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +11,7 @@ from types import TracebackType
 from dist_train import ranks
 from dist_train.config import RunConfig
 from dist_train.data.batch import BadSample, Batch
+from shards.files import write_whole
 
 _IN_A_ROW = 100  # whatever may be bad, so many one after the other are no bad samples but a bad disk
 
@@ -133,6 +133,4 @@ def _strike(folder: Path, *, after_step: int) -> None:
     """Remove the lines of later steps, and any that a crash cut short."""
     for path in [*folder.glob(SEEN.format("*")), *folder.glob(BAD)]:
         lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        part = path.with_suffix(".jsonl.tmp")
-        part.write_text("".join(line for line in lines if json.loads(line)["step"] <= after_step))
-        os.replace(part, path)
+        write_whole(path, "".join(line for line in lines if json.loads(line)["step"] <= after_step))

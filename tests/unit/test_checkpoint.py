@@ -181,7 +181,7 @@ def test_a_full_disk_loses_nothing_whenever_it_strikes(
 ) -> None:
     save(tmp_path, 1)
     calls = 0
-    sync = checkpoint._sync
+    sync = checkpoint.sync
 
     def full(path: Path) -> None:
         nonlocal calls
@@ -191,7 +191,7 @@ def test_a_full_disk_loses_nothing_whenever_it_strikes(
         sync(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_sync", full)
+        patch.setattr(checkpoint, "sync", full)
         with pytest.raises(OSError, match=r"step-00000002 was not written: .*No space left.*start again"):
             save(tmp_path, 2)
     assert not list((tmp_path / "checkpoints").glob(".tmp*"))  # it may be what fills the disk
