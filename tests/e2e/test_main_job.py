@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -28,15 +29,19 @@ TERMS = ("loss/student_rec", "loss/teacher_rec", "loss/spd", "loss/sgr", "loss/t
 
 def run(*command: str, code: int = 0, timeout_s: float = 240) -> str:
     """Run a command in the repository and return all it printed; its exit code must be `code`."""
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout_s
-    )
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
+    done = subprocess.Popen(command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        said, _ = done.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        for process in [*psutil.Process(done.pid).children(recursive=True), done]:
+            process.send_signal(signal.SIGABRT)  # upon which each says where it stands
+        raise AssertionError(f"{command} not done in {timeout_s} s:\n{done.communicate(timeout=30)[0]}") from None
     launched = command[0] == ACCELERATE  # whose own code for a failed rank is 1
     assert done.returncode == (min(code, 1) if launched else code), (
-        f"exit code {done.returncode} of {command}:\n{done.stdout[-4000:]}"
+        f"exit code {done.returncode} of {command}:\n{said[-4000:]}"
     )
-    return done.stdout
+    return said
 
 
 def python(*arguments: str, code: int = 0) -> str:
