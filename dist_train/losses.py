@@ -97,19 +97,23 @@ def teacher_lead(student_out: Tensor, teacher_out: Tensor, gt: Tensor) -> Tensor
     return 10 * torch.log10(student / teacher)
 
 
-def spd(student_out: Tensor, teacher_out: Tensor, config: SpdConfig, *, lead: Tensor) -> Tensor:
+def spd(student_out: Tensor, teacher_out: Tensor, config: SpdConfig, *, gt: Tensor) -> Tensor:
     """Semantic priors distillation (Eq. 4): smooth L1 from the student's image to the teacher's.
 
     Args:
         student_out: (B,3,H,W), carries the gradient.
         teacher_out: (B,3,H,W), detached here: the teacher must not come down to the student.
         config: `reduction` is over the pixels of a picture, which the paper leaves open; `pictures` says of which.
-        lead: (B,), see `teacher_lead`.
+        gt: (B,3,H,W), to which `relative` and `better` compare.
     """
     each = F.smooth_l1_loss(student_out, teacher_out.detach(), beta=config.beta, reduction="none").flatten(1)
-    each = each.sum(1) if config.reduction == "sum" else each.mean(1)
+    each = each.mean(1) if config.reduction == "mean" else each.sum(1)
+    if config.reduction == "relative":
+        error = (student_out.detach() - gt).square().flatten(1)
+        each = each * 20 / math.log(10) / (error.sum(1) + 1e-8 * error.shape[1])  # as in `psnr_loss`
     if config.pictures == "better":
-        each = each * (lead > 0)  # of all pictures still the mean, so that it does not depend on how a batch is shared
+        better = teacher_lead(student_out, teacher_out, gt) > 0
+        each = each * better  # of all pictures still the mean, so that it does not depend on how a batch is shared
     return each.mean()
 
 

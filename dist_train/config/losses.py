@@ -10,9 +10,12 @@ class SpdConfig(Section):
 
     weight: NonNegative = 0.005
     """lambda_1; 0 turns the term off."""
-    reduction: Literal["sum", "mean"] = "sum"
+    reduction: Literal["sum", "mean", "relative"] = "sum"
     """Sum over the pixels and channels of a picture, mean over pictures: with the paper's 0.005 a mean over pixels
-    would be inert (its gradient 1e-5 of the reconstruction's), the sum is of the right size."""
+    would be inert (its gradient 1e-5 of the reconstruction's), the sum is of the right size.
+    relative: the sum over the student's own squared error, times 20 / ln 10, which is how `rec: psnr` weighs pixels.
+    Beside it the sum is strong while errors are large and fades as they fall; this stays: the two together aim at
+    (gt + weight * teacher) / (1 + weight) at every step of the training."""
     pictures: Literal["all", "better"] = "all"
     """all: Eq. 4 as written. better: only where the teacher is closer to the ground truth than the student (bounded by
     the teacher, as Chen et al. 2017 do for detection). A new teacher adds noise to what it is given, and a student that

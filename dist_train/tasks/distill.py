@@ -77,7 +77,7 @@ class DistillTask(nn.Module):
             }
             lead = teacher_lead(student_out, teacher_out, gt)
             if self.loss.spd.weight > 0:
-                terms["spd"] = spd(student_out, teacher_out, self.loss.spd, lead=lead)
+                terms["spd"] = spd(student_out, teacher_out, self.loss.spd, gt=gt)
             if self.loss.sgr.weight > 0:
                 assert priors.features is not None
                 with priors.span("features"):

@@ -139,7 +139,7 @@ def test_disjoint_masks_make_the_literal_relation_a_sum_of_energies() -> None:
 def test_spd_equals_the_formula_and_stops_at_the_teacher(reduction: str) -> None:
     student = torch.rand(2, 3, 4, 5, requires_grad=True)
     teacher = (torch.rand(2, 3, 4, 5) * 4).requires_grad_()  # far enough for both branches of smooth L1
-    loss = losses.spd(student, teacher, SpdConfig(reduction=reduction), lead=torch.zeros(2))  # type: ignore[arg-type]
+    loss = losses.spd(student, teacher, SpdConfig(reduction=reduction), gt=student.detach())  # type: ignore[arg-type]
     gap = (student - teacher).detach().abs()
     each = torch.where(gap < 1, 0.5 * gap**2, gap - 0.5)
     wanted = each.sum() / 2 if reduction == "sum" else each.mean()
@@ -151,18 +151,28 @@ def test_spd_equals_the_formula_and_stops_at_the_teacher(reduction: str) -> None
 def test_spd_follows_only_a_better_teacher_where_it_is_told_to() -> None:
     gt = torch.rand(3, 3, 8, 8)
     student = (gt + 0.1).requires_grad_()
-    teacher = gt + torch.tensor([0.01, 0.1, 0.2])[:, None, None, None]  # 20 dB ahead, level, 6 dB behind
+    teacher = gt + torch.tensor([0.01, 0.11, 0.2])[:, None, None, None]  # 20 dB ahead, 0.8 and 6 dB behind
     lead = losses.teacher_lead(student, teacher, gt)
     assert not lead.requires_grad
-    assert torch.allclose(lead, torch.tensor([20.0, 0.0, -6.0206]), atol=1e-3)
-    lead = torch.tensor([20.0, 0.0, -6.0])  # level is level whatever the rounding
-    losses.spd(student, teacher, SpdConfig(pictures="better"), lead=lead).backward()
+    assert torch.allclose(lead, torch.tensor([20.0, -0.8279, -6.0206]), atol=1e-3)
+    losses.spd(student, teacher, SpdConfig(pictures="better"), gt=gt).backward()
     assert student.grad is not None
     assert student.grad[0].abs().sum() > 0 and not student.grad[1:].any()
-    alone = losses.spd(student[:1], teacher[:1], SpdConfig(), lead=lead[:1])
-    assert losses.spd(student, teacher, SpdConfig(pictures="better"), lead=lead).item() == pytest.approx(
-        alone.item() / 3
-    )
+    alone = losses.spd(student[:1], teacher[:1], SpdConfig(), gt=gt[:1])
+    assert losses.spd(student, teacher, SpdConfig(pictures="better"), gt=gt).item() == pytest.approx(alone.item() / 3)
+
+
+@pytest.mark.parametrize("error", [0.1, 0.003])
+def test_relative_spd_beside_the_psnr_loss_aims_between_the_truth_and_the_teacher_at_any_error(error: float) -> None:
+    gt, weight = torch.rand(2, 3, 8, 8, dtype=torch.float64), 0.5
+    student = (gt + error * torch.randn_like(gt)).requires_grad_()
+    teacher = gt + 0.7 * error * torch.randn_like(gt)
+    spd = losses.spd(student, teacher, SpdConfig(reduction="relative"), gt=gt)
+    total = losses.psnr_loss(student, gt) + weight * spd
+    (found,) = torch.autograd.grad(total, student)
+    aim = (gt + weight * teacher) / (1 + weight)
+    cosine = torch.cosine_similarity(found.flatten(1), (student - aim).detach().flatten(1))
+    assert torch.allclose(cosine, torch.ones(2, dtype=torch.float64), atol=1e-9)
 
 
 def test_reconstruction_losses_equal_the_official_values() -> None:
