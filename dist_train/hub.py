@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from dist_train.card import readme
 from dist_train.config import NetConfig
-from dist_train.export import CONFIG, WEIGHTS, load_student, write_export
+from dist_train.export import write_export
+from dist_train.load import CONFIG, WEIGHTS, load_student
 
 FILES = (WEIGHTS, CONFIG, "README.md", "pictures/*.png")
 
@@ -34,7 +35,7 @@ class RestillNet(nn.Module):
     def __init__(self, net: nn.Module, card: dict[str, Any]):
         super().__init__()
         if getattr(net, "wants_masks", False):
-            raise ValueError("this net wants masks beside the picture: use dist_train.export.load_net(masks=True)")
+            raise ValueError("this net wants masks beside the picture: use dist_train.load.load_net(masks=True)")
         self.net = net
         self.card = card
 

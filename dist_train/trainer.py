@@ -18,7 +18,7 @@ from dist_train.data.mixture import open_training, order_of
 from dist_train.data.reader import ShardReader
 from dist_train.engine import Engine
 from dist_train.evaluate import draw_panels, evaluate, means
-from dist_train.export import start_from
+from dist_train.load import start_from
 from dist_train.lock import RunLock
 from dist_train.meters import named_losses
 from dist_train.priors import build_priors

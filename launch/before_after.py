@@ -35,7 +35,7 @@ def draw(args: argparse.Namespace) -> int:
     from dist_train.data.batch import Batch
     from dist_train.data.reader import ShardReader
     from dist_train.evaluate import draw_panels
-    from dist_train.export import load_student, run_of
+    from dist_train.load import load_student, run_of
     from dist_train.pictures import grid, write_png
     from dist_train.priors import prior_for
 

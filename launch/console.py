@@ -55,7 +55,7 @@ def device_of(wanted: str) -> "torch.device":
 
 
 def add_net_option(parser: argparse.ArgumentParser) -> None:
-    """The option --net, a list of (key, value), for `dist_train.export.load_net`."""
+    """The option --net, a list of (key, value), for `dist_train.load.load_net`."""
     parser.add_argument(
         "--net",
         nargs="+",

@@ -259,7 +259,7 @@ def check_cached_weights() -> Findings:
 def check_path(path: Path) -> Findings:
     """One thing the user named: shards, a run, a configuration, weights."""
     from dist_train.checkpoint import find
-    from dist_train.export import load_student
+    from dist_train.load import load_student
 
     try:
         if (path / "manifest.json").is_file():

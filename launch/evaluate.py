@@ -257,7 +257,7 @@ def _pictures(args: argparse.Namespace) -> "tuple[Pictures, str, str | None]":
 def _load(args: argparse.Namespace) -> "tuple[torch.nn.Module, dict[str, Any], RunConfig | None]":
     """The net that `weights` names, its settings, and the run it is of."""
     from dist_train.checkpoint import find_agreed
-    from dist_train.export import load_net, run_of, run_of_checkpoint, student_of
+    from dist_train.load import load_net, run_of, run_of_checkpoint, student_of
 
     if not args.weights.is_dir():
         net, card = load_net(args.weights, dict(args.net), masks=True)

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from dist_train.checkpoint import find
-from dist_train.export import OFFICIAL_SUFFIXES, WEIGHTS, export_again, export_student
+from dist_train.export import export_again, export_student
+from dist_train.load import OFFICIAL_SUFFIXES, WEIGHTS
 from dist_train.nets.official import UNSAID, UNSAID_OF_MASKS
 from dist_train.track import read_metrics
 from launch.command import program

@@ -63,8 +63,8 @@ def draw(args: argparse.Namespace) -> int:
     """Segment and draw each picture; those that cannot be are named, and the others go on."""
     from tqdm import tqdm
 
-    from dist_train.export import load_net
     from dist_train.inference import Inference, restorer
+    from dist_train.load import load_net
     from dist_train.mask_views import Extent, Gain, extents, gains
     from dist_train.metrics import to_u8
     from dist_train.pictures import write_png

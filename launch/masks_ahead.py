@@ -43,7 +43,7 @@ def write(args: argparse.Namespace) -> int:
     """Build the prior and the net, if one is to restore, and write."""
     import torch
 
-    from dist_train.export import load_net
+    from dist_train.load import load_net
     from dist_train.priors import build_prior
     from dist_train.restore import restore_image
     from shards.masks import add_masks

@@ -46,8 +46,8 @@ def serve(args: argparse.Namespace) -> int:
     """Load, then serve."""
     import logging
 
-    from dist_train.export import load_net
     from dist_train.inference import Inference
+    from dist_train.load import load_net
 
     device = device_of(args.device)
     net, card = load_net(args.weights, dict(args.net))

@@ -50,8 +50,8 @@ def main(argv: list[str] | None = None) -> int:
 def restore(args: argparse.Namespace) -> int:
     """Restore each picture and name those that could not be."""
 
-    from dist_train.export import load_net
     from dist_train.inference import Inference, fitting_restorer, restorer
+    from dist_train.load import load_net
     from dist_train.restore import restore_files
 
     device = device_of(args.device)

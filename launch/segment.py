@@ -175,8 +175,8 @@ def _restorer(args: argparse.Namespace, device: "torch.device") -> Callable[[Pic
         return None
     import torch
 
-    from dist_train.export import load_net
     from dist_train.inference import Inference, restorer
+    from dist_train.load import load_net
     from dist_train.metrics import to_u8
 
     restore = restorer(load_net(args.restored_by, dict(args.net))[0], Inference(tile_px=args.tile), device=device)

@@ -84,7 +84,7 @@ def draw_crops(trials: Sequence[Trial], path: Path, *, num_pictures: int = 3) ->
     from dist_train.checkpoint import find
     from dist_train.data.reader import ShardReader
     from dist_train.evaluate import whole_picture
-    from dist_train.export import student_of
+    from dist_train.load import student_of
     from dist_train.metrics import score, to_u8
     from dist_train.nets.fast import prepare_for_inference
     from dist_train.pictures import grid, panel, write_png

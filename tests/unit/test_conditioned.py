@@ -15,7 +15,8 @@ from dist_train.config import ConditioningConfig, NafnetConfig, NetConfig, RunCo
 from dist_train.data.batch import Batch
 from dist_train.data.reader import ShardReader
 from dist_train.evaluate import evaluate, means
-from dist_train.export import load_net, start_from, write_export
+from dist_train.export import write_export
+from dist_train.load import load_net, start_from
 from dist_train.nets import SeesMasks, build_conditioned, build_net
 from dist_train.nets.conditioned import ConditionedNafnet, Groups, drop_groups, grey_values, group_average, group_masks
 from dist_train.nets.nafnet import Nafnet

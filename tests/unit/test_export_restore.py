@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from dist_train import checkpoint
 from dist_train.config import RunConfig
-from dist_train.export import export_student, load_net, load_student, start_from
+from dist_train.export import export_student
+from dist_train.load import load_net, load_student, start_from
 from dist_train.nets import build_net
 from dist_train.nets.official import official_layout
 from dist_train.restore import restore_files, restore_image

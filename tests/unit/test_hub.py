@@ -14,8 +14,9 @@ import yaml
 from dist_train import hub
 from dist_train.card import readme, scores_of
 from dist_train.config import CustomConfig, NafnetConfig
-from dist_train.export import load_net, write_export
+from dist_train.export import write_export
 from dist_train.hub import RestillNet
+from dist_train.load import load_net
 from dist_train.nets import build_net
 from launch import export as export_command
 from launch import restore as restore_command

@@ -9,7 +9,7 @@ import torch
 
 from dist_train.data.reader import ShardReader
 from dist_train.evaluate import evaluate, means
-from dist_train.export import student_of
+from dist_train.load import student_of
 from dist_train.metrics import to_u8
 from dist_train.report.curves import MAX_POINTS, Curve, H, W, chart
 from dist_train.report.page import render
