@@ -54,7 +54,7 @@ def test_a_net_loaded_by_spandrel_is_distilled_exported_and_restores(tmp_path: P
     def python(*arguments: str) -> None:
         env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{tmp_path}:{ROOT}"}
         command = [sys.executable, "-m", *arguments]
-        done = subprocess.run(command, cwd=tmp_path, env=env, text=True, capture_output=True, timeout=240)
+        done = subprocess.run(command, cwd=tmp_path, env=env, text=True, capture_output=True, timeout=500)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
     python("launch.train", "run.yaml")

@@ -27,7 +27,7 @@ PHASES = (
 TERMS = ("loss/student_rec", "loss/teacher_rec", "loss/spd", "loss/sgr", "loss/total")
 
 
-def run(*command: str, code: int = 0, timeout_s: float = 240) -> str:
+def run(*command: str, code: int = 0, timeout_s: float = 500) -> str:
     """Run a command in the repository and return all it printed; its exit code must be `code`."""
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
     done = subprocess.Popen(command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)

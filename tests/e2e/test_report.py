@@ -52,7 +52,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Shown]]
     out = root / "page" / "report.html"
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "launch.report", *map(str, runs), "--out", str(out), "--device", "cpu"]
-    done = subprocess.run(command, cwd=root, env=env, text=True, capture_output=True, timeout=240)
+    done = subprocess.run(command, cwd=root, env=env, text=True, capture_output=True, timeout=500)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert "2 runs, 2 pictures" in done.stdout and [file.name for file in out.parent.iterdir()] == ["report.html"]
     return out, restore_pictures(read_runs(runs), num=1, device=torch.device("cpu"))

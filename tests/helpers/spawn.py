@@ -15,7 +15,7 @@ CONTEXT = mp.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["torch", "deepspeed", "tests.helpers.spawn"])
 
 
-def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout_s: float = 240) -> list[Any]:
+def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout_s: float = 500) -> list[Any]:
     """Call `function(*args)` on every rank and return what each gave, in rank order.
 
     Args:
