@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dist_train.protocols import ALIASES, PROTOCOLS_SAY, protocol_name
 from launch.command import program
-from launch.console import add_cache_options, add_net_option, cache_of, run_main, set_up_logging
+from launch.console import add_cache_options, add_net_option, cache_of, for_json, run_main, set_up_logging
 from launch.scores import layout_if_tested, print_scores
 from launch.with_masks import add_prior_options, chosen_prior, restorer_with_masks
 
@@ -153,7 +153,9 @@ def _score(args: argparse.Namespace, protocols: list[str], device: "torch.device
     if ranks.is_main():
         print_scores(record, versions=list(dict.fromkeys(row.name for row in rows)))
         if args.json:
-            args.json.write_text(json.dumps(record | {"pictures": as_records(rows)}, indent=1))
+            args.json.write_text(
+                json.dumps(for_json(record | {"pictures": as_records(rows)}), indent=1, allow_nan=False)
+            )
     return 0
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from launch.command import program
-from launch.console import add_net_option, device_of, run_main, set_up_logging
+from launch.console import add_net_option, device_of, for_json, run_main, set_up_logging
 from shards.codec import decode_rgb
 from shards.degrade import DEGRADATIONS
 from shards.schema import sha256_of
@@ -126,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
             **_details(frames, counts),
         }
         args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "segment.json").write_text(json.dumps(_plain(facts), indent=1, allow_nan=False) + "\n")
+        (args.out / "segment.json").write_text(json.dumps(for_json(facts), indent=1, allow_nan=False) + "\n")
         print(f"numbers and pictures: {args.out}")
     return 0
 
@@ -214,13 +214,6 @@ def _read(path: Path) -> Picture:
 
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
-
-
-def _plain(value: Any) -> Any:
-    """For JSON, which knows neither NaN nor infinity: null."""
-    if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 if __name__ == "__main__":

@@ -62,6 +62,14 @@ def test_pictures_of_any_method_are_scored_by_their_names(folders: Path, capsys:
     assert "MCR restored: 50.00 % (1 of 2 lost more than 3 dB" in capsys.readouterr().out
 
 
+def test_of_equal_pictures_the_json_says_null_and_not_infinity(folders: Path) -> None:
+    where = ["--restored", str(folders / "gt"), "--gt", str(folders / "gt")]
+    assert main([*where, "--json", str(folders / "s.json")]) == 0
+    text = (folders / "s.json").read_text()
+    scores = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert scores["means"]["val/rgb/psnr/restored"] is None and scores["means"]["val/rgb/ssim/restored"] == 1
+
+
 def test_what_does_not_fit_is_named(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
     where = ["--restored", str(folders / "out"), "--gt", str(folders / "gt")]
 
