@@ -2,7 +2,7 @@
 
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from dist_train.track import read_metrics
@@ -18,7 +18,9 @@ class Score(NamedTuple):
     seed: int
     protocol: str
     values: dict[str, float]
-    """`<net>/<metric>`, for net in input, student and, where there is one, teacher; metric psnr (dB) or ssim."""
+    """`<net>/<metric>`, for net in input, student and, where there is one, teacher; metric psnr (dB) or ssim.
+    `fit/psnr`, of runs with `loss.rec: psnr`: mean of the student's training crops over the last quarter of the steps,
+    each scored before the step that learns from it."""
     step_s: float
     """Median time of a step."""
     samples: int
@@ -39,6 +41,17 @@ def _read(trial: Trial) -> Score | None:
     if not found:
         return None
     values = {f"{match['net']}/{match['metric']}": last[name] for name, match in found.items()}
+    if trial.run.loss.rec == "psnr" and any("loss/student_rec" in line for line in record):
+        values["fit/psnr"] = -_mean_since(record, "loss/student_rec", trial.run.optim.steps * 3 // 4)
     times = [line["time/step_s"] for line in record if "time/step_s" in line]
     protocol = next(iter(found.values()))["protocol"]
     return Score(trial.variant.name, trial.seed, protocol, values, statistics.median(times), int(last["samples_seen"]))
+
+
+def _mean_since(record: Sequence[Mapping[str, float]], name: str, step: int) -> float:
+    """Mean over the steps after `step` of what each line has the mean of since the line before."""
+    lines = [line for line in record if name in line]
+    starts = [0, *(int(line["step"]) for line in lines)]
+    spans = [(line["step"] - start, line[name]) for line, start in zip(lines, starts, strict=False) if start >= step]
+    spans = spans or [(1, lines[-1][name])]
+    return sum(steps * value for steps, value in spans) / sum(steps for steps, _ in spans)

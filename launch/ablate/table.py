@@ -11,6 +11,7 @@ from launch.ablate.scores import Score
 from launch.ablate.statistics import Estimate, estimate, paired
 
 NETS, METRICS = ("student", "teacher"), ("psnr", "ssim")
+FIT = "fit/psnr"
 DIGITS = {"psnr": 2, "ssim": 4}
 
 
@@ -23,9 +24,9 @@ class Row:
     what: str
     seeds: tuple[int, ...]
     means: dict[str, Estimate]
-    """`<net>/<metric>`, see `Score`, and `lead/<metric>`: the teacher over its own student."""
+    """`<net>/<metric>` and `fit/psnr`, see `Score`, and `lead/<metric>`: the teacher over its own student."""
     gains: dict[str, Estimate]
-    """`<net>/<metric>` over the plain student of the same seed."""
+    """`<net>/<metric>` over the plain student of the same seed; `fit/psnr` over its."""
     step_s: float
     """Median time of a step, mean over seeds."""
     dots: dict[str, dict[int, float]]
@@ -58,11 +59,12 @@ def _row(variant: Variant, mine: dict[int, Score], plain: dict[int, dict[str, fl
             found |= {f"lead/{metric}": found[f"teacher/{metric}"] - found[f"student/{metric}"] for metric in METRICS}
     by_name = {
         name: {seed: found[name] for seed, found in values.items() if name in found}
-        for name in [f"{net}/{metric}" for net in ("input", *NETS, "lead") for metric in METRICS]
+        for name in [*(f"{net}/{metric}" for net in ("input", *NETS, "lead") for metric in METRICS), FIT]
     }
     gains = {}
-    for name in (f"{net}/{metric}" for net in NETS for metric in METRICS):
-        base = {seed: found[f"student/{name.partition('/')[2]}"] for seed, found in plain.items()}
+    against = {f"{net}/{metric}": f"student/{metric}" for net in NETS for metric in METRICS} | {FIT: FIT}
+    for name, other in against.items():
+        base = {seed: found[other] for seed, found in plain.items() if other in found}
         gain = paired(by_name[name], base)
         if gain is not None and variant.name != "plain":
             gains[name] = gain
@@ -92,20 +94,28 @@ def markdown(rows: Sequence[Row], *, protocol: str, data: str, published: Sequen
     lines = [
         f"{data}, protocol {protocol}, seeds {', '.join(map(str, seeds))}. PSNR in dB / SSIM; mean over seeds +- half "
         "the 95 % interval (Student's t). Gains are over the plain student of the same seed, paired; a gain whose "
-        "interval holds 0 shows nothing. The lead is of the teacher over its own student.",
+        "interval holds 0 shows nothing. The lead is of the teacher over its own student."
+        + (
+            " The fit is the PSNR of the student's training crops over the last quarter of the steps, each scored "
+            "before the step that learns from it."
+            if any(FIT in row.gains for row in rows)
+            else ""
+        )
     ]
     given = {name: value._replace(half=None) for name, value in rows[0].means.items()}  # the same for every seed
     lines += ["", f"degraded: {_both(given, 'input')}"]
     for group in dict.fromkeys(row.group for row in rows):
         some = [row for row in rows if row.group == group]
         beside = group == "ladder" and any(row.variant in told for row in some)
-        titles = ["run", "what", "student", "gain dB", "teacher", "gain dB", "lead dB", "s/step"]
-        titles += ["published"] if beside else []
+        fit = any(FIT in row.gains for row in some)
+        titles = ["run", "what", "student", "gain dB", *(["fit gain dB"] if fit else []), "teacher", "gain dB"]
+        titles += ["lead dB", "s/step", *(["published"] if beside else [])]
         lines += ["", f"## {group}", "", _line(titles), _line(["---"] * len(titles))]
         for row in some:
             cells = [row.variant, row.what]
             for net in NETS:
                 cells += [_both(row.means, net), _gain(row.gains, f"{net}/psnr")]
+                cells += [_gain(row.gains, FIT)] if fit and net == "student" else []
             cells += [_gain(row.means, "lead/psnr"), f"{row.step_s:.3g}"]
             if beside:
                 cells.append(_published(told[row.variant]) if row.variant in told else "")

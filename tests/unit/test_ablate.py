@@ -185,12 +185,15 @@ def test_folders_of_other_settings_are_refused(config: str, tmp_path: Path) -> N
         check_same(now)
 
 
-def write_record(trial: Trial, *, student: float, teacher: float | None = None, step: int = 10) -> None:
+def write_record(
+    trial: Trial, *, student: float, teacher: float | None = None, step: int = 10, crops: dict[int, float] | None = None
+) -> None:
     scores = {"input/psnr": 20.0, "input/ssim": 0.5, "student/psnr": student, "student/ssim": student / 40}
     if teacher is not None:
         scores |= {"teacher/psnr": teacher, "teacher/ssim": teacher / 40}
     named = {f"val/rgb/{metric}/{net}": v for name, v in scores.items() for net, metric in [name.split("/")]}
     lines = [{"step": n, "time/step_s": n / 10, "samples_seen": 4 * n} for n in (1, 2, step)]
+    lines += [{"step": n, "loss/student_rec": -psnr} for n, psnr in (crops or {}).items()]
     trial.run.dir.mkdir()
     (trial.run.dir / "metrics.jsonl").write_text(
         "".join(json.dumps(line) + "\n" for line in [*lines, {"step": step} | named])
@@ -228,6 +231,19 @@ def test_the_table_is_of_finished_runs_paired_by_seed(config: str, tmp_path: Pat
     odd = [*read_scores(trials), read_scores(trials)[0]._replace(samples=7)]
     with pytest.raises(ValueError, match="different samples"):
         make_rows([trial.variant for trial in trials[:3]], odd)
+
+
+def test_the_fit_is_what_crops_scored_in_the_last_quarter_weighted_by_steps(config: str) -> None:
+    trials = plan(config, rungs=["plain", "spd"], seeds=(0, 1))
+    for trial in trials:
+        more = 0.5 * (trial.variant.name == "spd") + 3 * trial.seed
+        write_record(trial, student=30.0, crops={4: 1.0, 7: 20.0, 9: 28.0 + more, 10: 31.0 + more})
+    rows = make_rows([trial.variant for trial in trials[:2]], read_scores(trials))
+    assert rows[0].means["fit/psnr"].mean == pytest.approx(29.0 + 1.5)  # of 28, 28, 31
+    assert rows[1].gains["fit/psnr"] == pytest.approx((0.5, 0.0, 2))
+    table = markdown(rows, protocol="rgb", data="val")
+    assert "| gain dB | fit gain dB | teacher |" in table and "+0.00 +- 0.00 | +0.50 +- 0.00 |" in table
+    assert "scored before the step that learns from it" in table
 
 
 def test_the_crop_is_where_the_degraded_picture_is_worst() -> None:
