@@ -24,6 +24,7 @@ from dist_train.config import NetConfig
 from dist_train.graphs import form_of, write_graph
 from dist_train.load import FORMAT, about_masks, conditioning_of, load_net, read_state, student_of
 from dist_train.nets.official import official_layout, unsaid
+from shards.files import sync
 from shards.schema import sha256_of
 
 
@@ -147,8 +148,7 @@ def write_export(
         if not form_of(out):
             _prove(file, weights, fields)
         for written in sorted(part.iterdir()):
-            with written.open("rb") as handle:
-                os.fsync(handle.fileno())
+            sync(written)
             written.replace(out.with_name(written.name))
     finally:
         shutil.rmtree(part)

@@ -12,6 +12,7 @@ from launch.command import program
 from launch.console import add_cache_options, add_net_option, cache_of, for_json, run_main, set_up_logging
 from launch.scores import layout_if_tested, print_scores
 from launch.with_masks import add_prior_options, chosen_prior, restorer_with_masks
+from shards.files import write_whole
 
 if TYPE_CHECKING:
     import torch
@@ -153,9 +154,8 @@ def _score(args: argparse.Namespace, protocols: list[str], device: "torch.device
     if ranks.is_main():
         print_scores(record, versions=list(dict.fromkeys(row.name for row in rows)))
         if args.json:
-            args.json.write_text(
-                json.dumps(for_json(record | {"pictures": as_records(rows)}), indent=1, allow_nan=False)
-            )
+            told = for_json(record | {"pictures": as_records(rows)})
+            write_whole(args.json, json.dumps(told, indent=1, allow_nan=False) + "\n")
     return 0
 
 

@@ -15,6 +15,7 @@ from launch.command import program
 from launch.console import add_net_option, device_of, for_json, run_main, set_up_logging
 from shards.codec import decode_rgb
 from shards.degrade import DEGRADATIONS
+from shards.files import write_whole
 from shards.schema import sha256_of
 
 if TYPE_CHECKING:
@@ -125,8 +126,7 @@ def run(args: argparse.Namespace) -> int:
             "rows": rows,
             **_details(frames, counts),
         }
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "segment.json").write_text(json.dumps(for_json(facts), indent=1, allow_nan=False) + "\n")
+        write_whole(args.out / "segment.json", json.dumps(for_json(facts), indent=1, allow_nan=False) + "\n")
         print(f"numbers and pictures: {args.out}")
     return 0
 
