@@ -22,6 +22,7 @@ from dist_train.priors.sam_attention import use_fused_attention
 from dist_train.priors.sam_decoder import Shared, decode, share
 from dist_train.priors.sam_filters import choose, measure
 from dist_train.priors.sam_resize import Taps, logit_taps, picture_taps, resample, resample_u8
+from dist_train.room import give_back_freed_memory
 
 
 class Frame(NamedTuple):
@@ -117,8 +118,12 @@ class AutomaticMasks:
         """
         with torch.no_grad(), torch.autocast(self._sam.device.type, enabled=False):
             frame = self.frame(*images.shape[-2:])
-            groups = images.to(self._sam.device).split(self._pictures_per_batch or len(images))
-            masks, valid = map(torch.cat, zip(*(self.segment(group, frame) for group in groups), strict=True))
+            found = []
+            for group in images.to(self._sam.device).split(self._pictures_per_batch or len(images)):
+                if group.device.type == "cpu":  # the encoder's blocks do not fit the gaps that prompts leave
+                    give_back_freed_memory()
+                found.append(self.segment(group, frame))
+            masks, valid = map(torch.cat, zip(*found, strict=True))
         return MaskSet(masks, valid).to(images.device)
 
     def segment(self, images: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,6 @@ times it is made of. A process of its own gives each case its own peak of memory
 """
 
 import argparse
-import ctypes
 import multiprocessing
 import os
 import platform
@@ -20,6 +19,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from dist_train.room import give_back_freed_memory
 
 MIB = 2**20
 
@@ -227,10 +228,10 @@ def resident_mib(*, restart_peak: bool = False) -> float | None:
     """Peak of this process's resident memory since it was last restarted; restarting makes it what is resident now."""
     try:
         if restart_peak:
-            ctypes.CDLL(None).malloc_trim(0)  # what is free but not given back would hide as much of the lap's growth
+            give_back_freed_memory()  # it would hide as much of the lap's growth
             Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak
         match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    except (OSError, AttributeError):  # no Linux, no glibc, or not allowed
+    except OSError:  # no Linux, or not allowed
         return None
     return int(match[1]) / 1024 if match else None
 
