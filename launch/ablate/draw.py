@@ -32,6 +32,7 @@ def draw_ladder(rows: Sequence[Row], path: Path, *, protocol: str, data: str) ->
     groups = list(dict.fromkeys(row.group for row in rows))
     sizes = [sum(row.group == group for row in rows) for group in groups]
     compared = any(row.gains for row in rows)
+    plain = next((row for row in rows if row.variant == "plain"), None)
     figure = Figure(figsize=(2.0 + 1.3 * sum(sizes), 6.6 if compared else 4.0), layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(1 + compared, len(groups), sharey="row", squeeze=False, width_ratios=sizes)
@@ -46,7 +47,7 @@ def draw_ladder(rows: Sequence[Row], path: Path, *, protocol: str, data: str) ->
                         axes.errorbar(
                             place + shift, value.mean, yerr=value.half, fmt="o", color=COLOURS[net], capsize=4
                         )
-                    dots = row.dots.get(f"{net}/psnr", {}).values() if told == "means" and len(row.seeds) > 1 else ()
+                    dots = _dots(row, net, plain if told == "gains" else None)
                     axes.plot([place + shift] * len(dots), dots, "x", color=COLOURS[net], alpha=0.6, markersize=5)
             labels = [row.variant.removeprefix("prior-").removeprefix(f"{group}-") for row in some]
             axes.set_xticks(range(len(some)), labels)
@@ -63,9 +64,18 @@ def draw_ladder(rows: Sequence[Row], path: Path, *, protocol: str, data: str) ->
     figure.legend(handles=points, loc="outside lower center", ncols=2, frameon=False)
     seeds = max(len(row.seeds) for row in rows)
     told = f"mean of {seeds} seeds, 95 % intervals, seeds as crosses" if seeds > 1 else "one seed"
-    figure.suptitle(f"{data}: {told}", fontsize=10)
+    figure.suptitle(f"{'/'.join(Path(data).parts[-2:])}: {told}", fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
+
+
+def _dots(row: Row, net: str, plain: Row | None) -> list[float]:
+    """PSNR of each seed, or what it is above that of the plain student, where there are several."""
+    mine = row.dots.get(f"{net}/psnr", {}) if len(row.seeds) > 1 and row is not plain else {}
+    if plain is None:
+        return list(mine.values())
+    base = plain.dots["student/psnr"]
+    return [value - base[seed] for seed, value in mine.items() if seed in base]
 
 
 def draw_crops(trials: Sequence[Trial], path: Path, *, num_pictures: int = 3) -> None:
