@@ -104,9 +104,10 @@ def spd(student_out: Tensor, teacher_out: Tensor, config: SpdConfig, *, gt: Tens
         student_out: (B,3,H,W), carries the gradient.
         teacher_out: (B,3,H,W), detached here: the teacher must not come down to the student.
         config: `reduction` is over the pixels of a picture, which the paper leaves open; `pictures` says of which.
-        gt: (B,3,H,W), to which `relative` and `better` compare.
+        gt: (B,3,H,W), to which `relative` and `better` compare, and what a control is drawn to.
     """
-    each = F.smooth_l1_loss(student_out, teacher_out.detach(), beta=config.beta, reduction="none").flatten(1)
+    target = gt if config.towards == "gt" else teacher_out.detach()
+    each = F.smooth_l1_loss(student_out, target, beta=config.beta, reduction="none").flatten(1)
     each = each.mean(1) if config.reduction == "mean" else each.sum(1)
     if config.reduction == "relative":
         error = (student_out.detach() - gt).square().flatten(1)

@@ -20,6 +20,9 @@ class SpdConfig(Section):
     """all: Eq. 4 as written. better: only where the teacher is closer to the ground truth than the student (bounded by
     the teacher, as Chen et al. 2017 do for detection). A new teacher adds noise to what it is given, and a student that
     follows it loses a hundred steps or more; see configs/LOG.md."""
+    towards: Literal["teacher", "gt"] = "teacher"
+    """What the student is drawn to. gt: the same term on the same pictures with nothing distilled. A control: of a gain
+    over the plain student that this has too, the term's form is the cause and not what the teacher knows."""
     beta: Positive = 1.0
     """Where smooth L1 turns from quadratic to linear; on [0,1] images 1.0 is quadratic throughout."""
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dist_train.config import load_run
-from launch.ablate.plan import RUNGS, Trial, Variant, make_trials, make_variants, unique
+from launch.ablate.plan import CONTROLS, RUNGS, Trial, Variant, make_trials, make_variants, unique
 from launch.command import program
 from launch.console import run_main, set_up_logging
 
@@ -31,7 +31,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings for all runs")
     what = parser.add_argument_group("what is compared")
     what.add_argument("--ladder", action="store_true", help=f"all rungs: {', '.join(RUNGS)}")
-    what.add_argument("--rungs", nargs="+", default=[], metavar="RUNG", help="only these")
+    extra = f"only these; also {', '.join(CONTROLS)}, where nothing is distilled"
+    what.add_argument("--rungs", nargs="+", default=[], metavar="RUNG", help=extra)
     priors_help = "the full method with each: a name, or a section such as '{name: psp, weights: FILE}'"
     what.add_argument("--priors", nargs="+", default=[], metavar="PRIOR", help=priors_help)
     sweep_help = "the full method with each value, key by key"

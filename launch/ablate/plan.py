@@ -22,6 +22,13 @@ RUNGS: dict[str, tuple[str, tuple[str, ...]]] = {
     "sgr": ("+ SGR: the full method", FULL),
 }
 """Rungs of the ladder (Table 5 of the paper), each one part more: what it is, and the settings that make it so."""
+CONTROLS = {
+    "control": (
+        "SPD's term towards the ground truth",
+        (*FULL, "loss.sgr.weight=0", "loss.spd.towards=gt"),
+    ),
+}
+"""Beside the ladder: what a rung's form alone would do."""
 
 BEFORE = "before the options, right after CONFIG"
 SET_HERE = ("name", "out", "seed", "task", "eval.teacher")
@@ -57,7 +64,7 @@ def make_variants(
 
     Args:
         base: the full method.
-        rungs: keys of `RUNGS`.
+        rungs: keys of `RUNGS` and `CONTROLS`.
         priors: names, or sections `prior` as YAML (`{name: psp, weights: psp.pth}`): the full method with each.
         sweeps: `key.sub=VALUE,VALUE,...`: the full method with each, one setting at a time (Table 6).
 
@@ -75,14 +82,15 @@ def make_variants(
 
 
 def _rung(base: RunConfig, name: str) -> Variant:
-    if name not in RUNGS:
-        raise ValueError(f"--rungs {name}: there are {', '.join(RUNGS)}; a setting for all runs stands {BEFORE}")
-    weights = {"spd": base.loss.spd.weight, "sgr": base.loss.sgr.weight}
-    if weights.get(name) == 0:
-        raise ValueError(f"--rungs {name}: loss.{name}.weight is 0, so that it adds nothing; give it a weight")
-    if name in ("spf", "spd", "sgr") and base.prior.name == "none":
+    known = RUNGS | CONTROLS
+    if name not in known:
+        raise ValueError(f"--rungs {name}: there are {', '.join(known)}; a setting for all runs stands {BEFORE}")
+    term = {"control": "spd"}.get(name, name)
+    if {"spd": base.loss.spd.weight, "sgr": base.loss.sgr.weight}.get(term) == 0:
+        raise ValueError(f"--rungs {name}: loss.{term}.weight is 0, so that it adds nothing; give it a weight")
+    if name not in ("plain", "teacher") and base.prior.name == "none":
         raise ValueError(f"--rungs {name}: prior.name=none gives it no masks; take another prior")
-    what, settings = RUNGS[name]
+    what, settings = known[name]
     return Variant(name, "ladder", f"{what} ({base.prior.name})" if name == "spf" else what, settings)
 
 

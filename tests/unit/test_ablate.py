@@ -80,6 +80,16 @@ def test_each_rung_adds_one_part(config: str) -> None:
         assert load_run(path, settings) == trial.run  # what launch.train will be told
 
 
+def test_the_control_is_the_spd_rung_but_for_what_the_student_is_drawn_to(config: str) -> None:
+    spd, control = (trial.run for trial in plan(config, rungs=["spd", "control"]))
+    assert spd.loss.spd.towards == "teacher" and control.loss.spd.towards == "gt"
+    for part in ("name", "loss"):
+        spd, control = (run.model_copy(update={part: None}) for run in (spd, control))
+    assert spd == control
+    with pytest.raises(ValueError, match=r"--rungs control: loss.spd.weight is 0"):
+        plan(config, "loss.spd.weight=0", rungs=["control"])
+
+
 def test_priors_and_sweeps_share_runs_of_equal_settings(config: str) -> None:
     other = "{name: regions, num_masks: 3}"
     trials = plan(config, rungs=["sgr"], priors=["regions", "none", other], sweeps=["loss.spd.weight=0.05,5e-1"])

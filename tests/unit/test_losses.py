@@ -1,5 +1,7 @@
 """Each vectorised loss against a loop written from its equation, and where gradients may and may not go."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -160,6 +162,18 @@ def test_spd_follows_only_a_better_teacher_where_it_is_told_to() -> None:
     assert student.grad[0].abs().sum() > 0 and not student.grad[1:].any()
     alone = losses.spd(student[:1], teacher[:1], SpdConfig(), gt=gt[:1])
     assert losses.spd(student, teacher, SpdConfig(pictures="better"), gt=gt).item() == pytest.approx(alone.item() / 3)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "relative"])
+def test_a_control_is_spd_from_a_teacher_that_knows_the_truth_on_the_same_pictures(reduction: str) -> None:
+    gt = torch.rand(2, 3, 8, 8)
+    student = (gt + 0.1).requires_grad_()
+    teacher = gt + torch.tensor([0.05, 0.2])[:, None, None, None]  # ahead, behind
+    settings: Any = {"reduction": reduction, "pictures": "better"}
+    found = losses.spd(student, teacher, SpdConfig(towards="gt", **settings), gt=gt)
+    wanted = losses.spd(student, torch.stack([gt[0], teacher[1]]), SpdConfig(**settings), gt=gt)
+    assert found.item() == pytest.approx(wanted.item()) != 0
+    assert found.item() != pytest.approx(losses.spd(student, teacher, SpdConfig(**settings), gt=gt).item())
 
 
 @pytest.mark.parametrize("error", [0.1, 0.003])
