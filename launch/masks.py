@@ -89,6 +89,7 @@ def draw(args: argparse.Namespace) -> int:
         restore = restorer(load_net(args.restored_by, dict(args.net))[0], Inference(), device=device)
 
     sizes: list[tuple] = []
+    areas: list[list[int]] = []
     gained: list[tuple] = []
     failed: dict[Path, str] = {}
     for name, path in tqdm(pictures.items(), unit="picture", disable=len(pictures) == 1):
@@ -107,6 +108,7 @@ def draw(args: argparse.Namespace) -> int:
         found = prior(_tensor(versions[of]).to(device)).to("cpu")
         taken_s = time.perf_counter() - began
         masks = found.masks[0][found.valid[0]].numpy()
+        areas.append(masks.sum((1, 2)).tolist())
         sizes += [(name, *extent, f"{taken_s:.3f}") for extent in extents(masks)]
         objects = gains(versions["input"], versions["restored"], versions["gt"], masks) if clean else []
         gained += [(name, *gain) for gain in objects]
@@ -114,6 +116,7 @@ def draw(args: argparse.Namespace) -> int:
     _write_csv(args.output / "masks.csv", ("picture", *Extent._fields, "seconds"), sizes)
     drawn = len(pictures) - len(failed)
     print(f"{len(sizes)} masks in {drawn} of {len(pictures)} pictures, by {prior.describe()['what']}: {args.output}")
+    print(*how_many(areas), sep="\n")
     if clean:
         _write_csv(args.output / "objects.csv", ("picture", *Gain._fields), gained)
         _sum_up([Gain(*row[1:]) for row in gained if row[1]])
@@ -141,6 +144,27 @@ def _panel(
     if objects:
         columns.append((f"gain: blue +{FULL_DB:g} dB, red -{FULL_DB:g}", paint_gains(versions["gt"], idmap, objects)))
     return panel(columns)
+
+
+def how_many(areas: Sequence[Sequence[int]]) -> list[str]:
+    """Lines that tell how many masks pictures have, and what smaller values of `num_masks` would keep of them.
+
+    Args:
+        areas: of the masks of each picture, in px.
+    """
+    found = np.array([len(some) for some in areas])
+    if not found.any():
+        return []
+    lines = [
+        f"masks a picture: {np.median(found):g} in the middle, {np.quantile(found, 0.9):g} at 90 %, {found.max()} at most"
+    ]
+    for num in [num for num in (8, 16, 32, 64, 128) if num < found.max()]:
+        largest = sum(sum(sorted(some, reverse=True)[:num]) for some in areas) / sum(map(sum, areas))
+        lines.append(
+            f"num_masks={num}, the largest: all masks of {(found <= num).mean():.0%} of the pictures, "
+            f"{found.clip(max=num).sum() / found.sum():.0%} of all masks, {largest:.0%} of their area"
+        )
+    return lines
 
 
 def _sum_up(objects: "Sequence[Gain]") -> None:

@@ -31,7 +31,7 @@ class PspPrior:
     """
 
     def __init__(self, net: nn.Module, config: PspConfig, *, weights: str, sha256: str | None = None):
-        self._net = net.requires_grad_(False).eval()
+        self.net = net.requires_grad_(False).eval()
         self._config, self._weights, self._sha256 = config, weights, sha256
 
     def __call__(self, images: Tensor, batch: Samples | None = None, *, restore: Restore | None = None) -> MaskSet:
@@ -41,7 +41,7 @@ class PspPrior:
             u8 = (images.float().clamp(0, 1) * 255 + 0.5).floor()  # as `to_uint8` rounds
             mean, std = (u8.new_tensor(value)[:, None, None] for value in (IMAGENET_MEAN, IMAGENET_STD))
             padded = F.pad((u8 / 255 - mean) / std, (0, -width % 8, 0, -height % 8), mode="replicate")
-            classes = self._net(padded)[..., :height, :width].argmax(1)
+            classes = self.net(padded)[..., :height, :width].argmax(1)
         found = largest_classes(classes, self._config)
         return MaskSet(found.masks, found.valid & finite(images))
 

@@ -28,7 +28,7 @@ def resample(x: Tensor, taps: Taps, dim: int) -> Tensor:
     """Resize the axis `dim`, -1 or -2, of x."""
     weight = taps.weight if dim == -1 else taps.weight[:, :, None]
     (first, *rest), (w, *weights) = taps.index, weight
-    out = w * x.index_select(dim, first)
+    out = x.index_select(dim, first).mul_(w)
     for index, w in zip(rest, weights, strict=True):
         out.addcmul_(w, x.index_select(dim, index))
     return out

@@ -33,6 +33,7 @@ class TinyVitEncoder(nn.Module):
         depths: blocks of each.
         num_heads: heads of each; the first stage, of convolutions, has none.
         window_sizes: side of the windows of each, in pixels of the stage.
+        out_chans: channels of the embedding.
 
     Raises:
         ValueError: timm is missing.
@@ -46,6 +47,7 @@ class TinyVitEncoder(nn.Module):
         depths: tuple[int, ...] = (2, 2, 6, 2),
         num_heads: tuple[int, ...] = (2, 4, 5, 10),
         window_sizes: tuple[int, ...] = (7, 7, 14, 7),
+        out_chans: int = _WIDTH,
     ):
         try:
             from timm.models.tiny_vit import TinyVit
@@ -65,10 +67,10 @@ class TinyVitEncoder(nn.Module):
                 block.attn.forward = partial(_by_parts, block.attn.forward, 0)  # windows by themselves
                 block.mlp.forward = partial(_by_parts, block.mlp.forward, 1)  # pixels by themselves
         self.neck = nn.Sequential(
-            nn.Conv2d(embed_dims[-1], _WIDTH, 1, bias=False),
-            LayerNorm2d(_WIDTH),
-            nn.Conv2d(_WIDTH, _WIDTH, 3, padding=1, bias=False),
-            LayerNorm2d(_WIDTH),
+            nn.Conv2d(embed_dims[-1], out_chans, 1, bias=False),
+            LayerNorm2d(out_chans),
+            nn.Conv2d(out_chans, out_chans, 3, padding=1, bias=False),
+            LayerNorm2d(out_chans),
         )
 
     def forward(self, pictures: Tensor) -> Tensor:
@@ -132,7 +134,8 @@ def _by_parts(forward: Callable[[Tensor], Tensor], dim: int, x: Tensor) -> Tenso
 
 
 def _in_parts(x: Tensor) -> bool:
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()  # for whom each part is one more graph
+    # A compiler would make each part one more graph; in training the batch norms would see parts alone.
+    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.is_grad_enabled()
 
 
 def build_mobile_sam(state: Mapping[str, Tensor] | None, *, setting: str = "state", input_px: int = 1024) -> Any:

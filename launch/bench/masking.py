@@ -1,5 +1,8 @@
 """Making masks, alone and inside a training step, as work for a race."""
 
+import multiprocessing
+import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,20 +15,32 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from dist_train.config import CachedConfig, NetConfig, RegionsConfig, SamConfig, StoredConfig, parse_run
+from dist_train.config import (
+    CachedConfig,
+    NetConfig,
+    PspConfig,
+    RegionsConfig,
+    RemoteConfig,
+    SamConfig,
+    StoredConfig,
+    parse_run,
+)
 from dist_train.data.augment import apply_geometry, geometry_at
 from dist_train.data.batch import Batch
 from dist_train.priors import Priors
 from dist_train.priors.cached import CachedPrior
 from dist_train.priors.mask_files import MaskFiles
 from dist_train.priors.masks import largest_first
+from dist_train.priors.psp import PspPrior, load_psp_prior
 from dist_train.priors.regions import RegionsPrior
+from dist_train.priors.remote import RemotePrior, load_remote_prior, make_key
 from dist_train.priors.sam import SamPrior, load_sam_prior
 from dist_train.priors.sam_decoder import decode, share
 from dist_train.priors.stored import StoredPrior
 from dist_train.priors.vgg import load_features
 from dist_train.tasks import build_task
 from launch.bench.race import Work
+from launch.mask_server import serve
 
 
 class Stopwatch:
@@ -129,8 +144,11 @@ def sam_prior(build: Callable[[], Any], config: SamConfig, device: str) -> tuple
         return load_sam_prior(config, torch.device(device)), Path(config.checkpoint).stat().st_size
     torch.manual_seed(0)
     sam = build().to(device)
-    held = sum(tensor.numel() * tensor.element_size() for tensor in sam.state_dict().values())
-    return SamPrior(sam, config, weights="random"), held
+    return SamPrior(sam, config, weights="random"), _bytes_of(sam)
+
+
+def _bytes_of(net: torch.nn.Module) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in net.state_dict().values())
 
 
 def photographs(num: int, height: int, width: int) -> Tensor:
@@ -188,8 +206,8 @@ class Step(NamedTuple):
 
     net: NetConfig
     provider: str
-    """regions, batched, stored; fixed: masks that are ready, for nothing; of `cached`, made_regions and made_batched: a
-    visit that makes masks of the whole picture, and read: one that reads them."""
+    """regions, psp, batched, remote_batched, stored; fixed: masks that are ready, for nothing; of `cached`,
+    made_regions and made_batched: a visit that makes masks of the whole picture, and read: one that reads them."""
     build: Callable[[], Any]
     sam: SamConfig
     batch: int
@@ -218,6 +236,24 @@ class _Photographs:
         return self._lqs[number]
 
 
+def _served(case: Step) -> RemotePrior:
+    """SAM in a process of its own, which ends with this one."""
+    os.environ["XDG_CONFIG_HOME"] = str(case.folder)  # for the key
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    context.Process(target=_serve_sam, args=(theirs, case, torch.get_num_threads()), daemon=True).start()
+    theirs.close()
+    return load_remote_prior(RemoteConfig(of=case.sam, servers=(ours.recv(),)), torch.device(case.device))
+
+
+def _serve_sam(pipe: Any, case: Step, threads: int) -> None:
+    torch.set_num_threads(threads)
+    sam, _ = sam_prior(case.build, case.sam, case.device)
+    listener = socket.create_server(("127.0.0.1", 0))
+    pipe.send(f"127.0.0.1:{listener.getsockname()[1]}")
+    serve(listener, sam, of=case.sam.model_dump(mode="json"), key=make_key(), device=torch.device(case.device))
+
+
 def prepare_step(case: Step) -> Work:
     """A case as work. The nets' weights are random, as are VGG's; the optimizer's part is left out."""
     tree = {
@@ -229,7 +265,7 @@ def prepare_step(case: Step) -> Work:
     run, device = parse_run(tree, source="bench"), torch.device(case.device)
     torch.manual_seed(0)
     task = build_task(run).to(device).train()
-    held = sum(tensor.numel() * tensor.element_size() for tensor in task.state_dict().values())
+    held = _bytes_of(task)
 
     whole = photographs(case.batch, case.height, case.width)
     pictures, regions = _Photographs(whole), RegionsPrior(RegionsConfig())
@@ -244,7 +280,7 @@ def prepare_step(case: Step) -> Work:
     carried = tuple(batch.carry(masks, row).to(device) for row, masks in enumerate(known))
     ready = largest_first(carried, num_masks=RegionsConfig().num_masks)
 
-    if "batched" in case.provider:
+    if "batched" in case.provider and case.provider != "remote_batched":
         sam, more = sam_prior(case.build, case.sam, case.device)
         held += more
     if case.provider.startswith("made_") or case.provider == "read":
@@ -260,8 +296,11 @@ def prepare_step(case: Step) -> Work:
             "regions": lambda: regions,
             "stored": lambda: StoredPrior(StoredConfig()),
             "batched": lambda: sam,
+            "psp": lambda: load_psp_prior(PspConfig(weights="random"), device),
+            "remote_batched": lambda: _served(case),
         }[case.provider]()
         batch = Batch(**{**batch.__dict__, "masks": carried})
+    held += _bytes_of(masks_of.net) if isinstance(masks_of, PspPrior) else 0
     watch = Stopwatch(case.device)
     priors = Priors(masks_of, load_features(run.features, device), span=watch.part)
 

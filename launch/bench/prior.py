@@ -8,7 +8,8 @@ product of matrices in the same round. IoU is that of best partners, `pixels` th
 masks around it, `same` how many masks are so to the last bit; all against the reference, in the first round.
 
 Of a step (task distill) with/without compares with one whose masks are ready; 1+masks/rest is of the same laps alone,
-and steadier.
+and steadier. Of a remote prior a CPU's seconds are those of the training process, its server's are not among them; a
+GPU's are all that it waits.
 """
 
 import argparse
@@ -41,7 +42,7 @@ def _published(name: str) -> Any:
 
 MODELS: dict[str, Callable[[], Any]] = {name: partial(_published, name) for name in ("vit_b", "vit_l", "vit_h")}
 MODELS["tiny_vit"] = partial(build_mobile_sam, None)
-PROVIDERS = ("regions", "batched", "cached_regions", "cached_batched", "stored")
+PROVIDERS = ("regions", "psp", "batched", "remote_batched", "cached_regions", "cached_batched", "stored")
 COLUMNS = {
     "model": "<9", "points": "<8", "generator": "<10", "s/picture": ">10.3f", "gain": ">6.2f", "picture": ">9.3f",
     "prompts": ">9.3f", "rest": ">8.3f", "ms/prompt": ">10.2f", "MiB": ">7.0f", "of peak": ">8.2f", "IoU": ">7.3f",

@@ -1,4 +1,5 @@
 import copy
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,9 @@ import skimage.data
 import skimage.io
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 from dist_train.priors import automatic
 from dist_train.priors.automatic import AutomaticMasks
@@ -15,6 +19,7 @@ from dist_train.priors.sam_attention import attend
 from dist_train.priors.sam_decoder import decode, share
 from dist_train.priors.sam_filters import choose, measure, suppress
 from dist_train.priors.sam_resize import logit_taps, picture_taps, resample, resample_u8
+from dist_train.priors.tiny_vit import build_mobile_sam
 from tests.helpers.shared import shared
 from tests.helpers.tiny_sam import LOOSE, AnalyticSam, picture, tiny_sam
 
@@ -294,6 +299,51 @@ def test_the_path_is_one_graph():
         masks, valid = run(images, frame)
     want = prior(images)
     assert torch.equal(masks, want.masks) and torch.equal(valid, want.valid) and valid.any()
+
+
+class _Elsewhere(TorchDispatchMode):
+    """Notes the operations that touch anything but the GPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.num, self.found = 0, set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.num += 1
+        devices = {x.device.type for x in tree_leaves((args, kwargs, out)) if isinstance(x, Tensor)}
+        if devices != {"cuda"}:
+            self.found.add(f"{func} on {sorted(devices)}")
+        return out
+
+
+@pytest.mark.parametrize("build", [tiny_sam, partial(build_mobile_sam, None, input_px=128)])
+@pytest.mark.parametrize("dtype", [None, torch.float16])
+@pytest.mark.filterwarnings("ignore:CUDA is not available")
+def test_on_a_gpu_nothing_would_wait_for_it_or_leave_it(build, dtype):
+    """Without a GPU: on tensors of CUDA that have no data, reading one is an error. A capture wants no less."""
+    sam = build()
+    prior = AutomaticMasks(sam, num_masks=4, points_per_side=3, dtype=dtype)
+    frame = prior.frame(96, 80)
+
+    def there(x):
+        return torch.empty_strided(x.size(), x.stride(), dtype=x.dtype, device="cuda") if isinstance(x, Tensor) else x
+
+    with FakeTensorMode(), torch.no_grad():
+        for module in sam.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                module._parameters[name] = torch.nn.Parameter(there(parameter), requires_grad=False)
+            for name, buffer in module.named_buffers(recurse=False):
+                module._buffers[name] = there(buffer)
+            for biases in list(getattr(module, "attention_bias_cache", {}).values()):
+                module.attention_bias_cache[torch.device("cuda:0")] = there(biases)
+        images, frame = torch.rand(2, 3, 96, 80, device="cuda"), tree_map(there, frame)
+        with _Elsewhere() as elsewhere:
+            masks, valid = prior.segment(images, frame)
+        assert masks.shape == (2, 4, 96, 80) and masks.is_cuda and valid.is_cuda
+        assert elsewhere.num > 500 and not elsewhere.found
+        with pytest.raises(DataDependentOutputException):
+            valid.any().item()
 
 
 def test_no_gradient_and_no_influence_of_the_training_steps_precision():
