@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dist_train.config import RunConfig, plan_batch
 from dist_train.tasks import build_task, count_parameters, sample_flops
 from dist_train.watch import PEAK_TFLOPS, known_gpu, peak_tflops
-from launch.bench.masking import sam_cost
+from launch.bench.cost import sam_cost
 from launch.memory import build_sam, live_prior, needs_files, random_features, rank_bytes
 from launch.step_time import Link, StepCost
 
@@ -96,7 +96,7 @@ def sample_work(run: RunConfig) -> Work:
     if prior is not None and prior.name == "sam":
         cost = sam_cost(lambda: build_sam(prior))
         kind = prior.generator
-        sam = 2.0 * (cost.per_picture[kind] + prior.points_per_side**2 * cost.per_prompt[kind])
+        sam = 2.0 * (cost.per_picture[kind] + cost.per_prompt[kind] * prior.points_per_side**2).macs
         if run.prior.name == "cached":
             sam /= run.prior.refresh
     return Work(nets, features, sam)

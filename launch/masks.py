@@ -155,9 +155,8 @@ def how_many(areas: Sequence[Sequence[int]]) -> list[str]:
     found = np.array([len(some) for some in areas])
     if not found.any():
         return []
-    lines = [
-        f"masks a picture: {np.median(found):g} in the middle, {np.quantile(found, 0.9):g} at 90 %, {found.max()} at most"
-    ]
+    many = np.quantile(found, 0.9)
+    lines = [f"masks a picture: {np.median(found):g} in the middle, {many:g} at 90 %, {found.max()} at most"]
     for num in [num for num in (8, 16, 32, 64, 128) if num < found.max()]:
         largest = sum(sum(sorted(some, reverse=True)[:num]) for some in areas) / sum(map(sum, areas))
         lines.append(

@@ -7,13 +7,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from dist_train.config import (
     CachedConfig,
@@ -35,7 +34,6 @@ from dist_train.priors.psp import PspPrior, load_psp_prior
 from dist_train.priors.regions import RegionsPrior
 from dist_train.priors.remote import RemotePrior, load_remote_prior, make_key
 from dist_train.priors.sam import SamPrior, load_sam_prior
-from dist_train.priors.sam_decoder import decode, share
 from dist_train.priors.stored import StoredPrior
 from dist_train.priors.vgg import load_features
 from dist_train.tasks import build_task
@@ -94,12 +92,12 @@ class Stopwatch:
 
 
 class Segment(NamedTuple):
-    """Masks of some photographs; or a product of matrices, which nothing is faster than."""
+    """Masks of some photographs; or what nothing is faster than: a product of matrices, a copy."""
 
     build: Callable[[], Any]
     """A SAM with random weights, for where `config` has no checkpoint."""
     config: SamConfig
-    matmul: bool
+    limit: Literal["", "matmul", "copy"]
     batch: int
     height: int
     width: int
@@ -108,17 +106,21 @@ class Segment(NamedTuple):
     """(laps,3) float64, shared: of each lap seconds in all, on the picture (encoder), on prompts (decoder, scores)."""
 
 
-MATMUL_SIDE = {"cpu": 1024, "cuda": 8192}
+SQUARE_SIDE = {"cpu": 1024, "cuda": 8192}
+NUM_COPIED = {"cpu": 2**25, "cuda": 2**29}
 
 
 def prepare_segment(case: Segment) -> Work:
     """A case as work that returns masks (B,K,H,W) bool, those that are not valid empty."""
     watch, parts = Stopwatch(case.device), ("picture", "prompts")
-    if case.matmul:
+    if case.limit:
         kind = torch.device(case.device).type
         auto = torch.float16 if kind == "cuda" else torch.float32
         dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}.get(case.config.dtype, auto)
-        square = torch.rand(MATMUL_SIDE[kind], MATMUL_SIDE[kind], device=case.device, dtype=dtype)
+        if case.limit == "copy":
+            there, here = torch.ones(2, NUM_COPIED[kind], device=case.device, dtype=dtype)
+            return watch.lap(lambda: there.copy_(here)[:1], parts, case.spent)
+        square = torch.rand(SQUARE_SIDE[kind], SQUARE_SIDE[kind], device=case.device, dtype=dtype)
         return watch.lap(lambda: (square @ square)[:1, :1], parts, case.spent)
     images = photographs(case.batch, case.height, case.width).to(case.device)
     prior, held = sam_prior(case.build, case.config, case.device)
@@ -163,42 +165,6 @@ def photographs(num: int, height: int, width: int) -> Tensor:
         top, left = (photo.shape[0] - height) // 2, (photo.shape[1] - width) // 2
         pictures.append(torch.tensor(photo[top : top + height, left : left + width].copy()).permute(2, 0, 1) / 255)
     return torch.stack(pictures)
-
-
-class SamCost(NamedTuple):
-    """Multiply-accumulates of convolutions and matrix products, by generator; all else has next to none."""
-
-    per_picture: dict[str, int]
-    per_prompt: dict[str, int]
-
-
-def sam_cost(build: Callable[[], Any]) -> SamCost:
-    """Counted on tensors without data."""
-    with torch.random.fork_rng():
-        sam = build().to("meta").eval()
-    decoder, side = sam.mask_decoder, sam.image_encoder.img_size
-    picture = torch.empty(1, 3, side, side, device="meta")
-    positions = sam.prompt_encoder.get_dense_pe()
-    prompt = positions.new_empty(1, 2, positions.shape[1])  # a point, and the padding that stands for no box
-    encoder, embedding = _counted(lambda: sam.image_encoder(picture))
-    reference, _ = _counted(
-        lambda: decoder(
-            image_embeddings=embedding,
-            image_pe=positions,
-            sparse_prompt_embeddings=prompt,
-            dense_prompt_embeddings=embedding,
-            multimask_output=True,
-        )
-    )
-    sharing, shared = _counted(lambda: share(decoder, embedding, positions))
-    batched, _ = _counted(lambda: decode(decoder, shared, prompt[None]))
-    return SamCost({"reference": encoder, "batched": encoder + sharing}, {"reference": reference, "batched": batched})
-
-
-def _counted(compute: Callable[[], Any]) -> tuple[int, Any]:
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        found = compute()
-    return counter.get_total_flops() // 2, found
 
 
 class Step(NamedTuple):

@@ -4,8 +4,10 @@ The generators take turns over the same photographs. `gain` is the first one's t
 over the rounds. Times are CPU seconds over all threads, or the GPU's own, for each picture: on the picture (resizing,
 encoder), on its prompts (decoder, scores), and the rest (suppression, and making the masks that are left). `of peak` is
 the rate of the multiplications that segment_anything's encoder and the generator's decoder need, over that of a
-product of matrices in the same round. IoU is that of best partners, `pixels` the IoU, at each pixel, of the smallest
-masks around it, `same` how many masks are so to the last bit; all against the reference, in the first round.
+product of matrices in the same round; `of copy` that of the numbers that its operations read and write, each by itself,
+over that of a copy: above 1 where caches, or a compiler, spare the memory some. IoU is that of best partners, `pixels`
+the IoU, at each pixel, of the smallest masks around it, `same` how many masks are so to the last bit; all against the
+reference, in the first round.
 
 Of a step (task distill) with/without compares with one whose masks are ready; 1+masks/rest is of the same laps alone,
 and steadier. Of a remote prior a CPU's seconds are those of the training process, its server's are not among them; a
@@ -28,7 +30,8 @@ from torch import Tensor
 from dist_train.config import CachedConfig, NetConfig, RegionsConfig, SamConfig
 from dist_train.priors.masks import MaskSet, matched_iou
 from dist_train.priors.tiny_vit import build_mobile_sam
-from launch.bench.masking import MATMUL_SIDE, SamCost, Segment, Step, prepare_segment, prepare_step, sam_cost
+from launch.bench.cost import SamCost, Spent, sam_cost
+from launch.bench.masking import NUM_COPIED, SQUARE_SIDE, Segment, Step, prepare_segment, prepare_step
 from launch.bench.nets import PRESETS, net_config, size_option, width_and_height
 from launch.bench.race import Outcome, Work, add_race_options, describe_machine, progress, race
 from launch.bench.table import header, line
@@ -44,9 +47,9 @@ MODELS: dict[str, Callable[[], Any]] = {name: partial(_published, name) for name
 MODELS["tiny_vit"] = partial(build_mobile_sam, None)
 PROVIDERS = ("regions", "psp", "batched", "remote_batched", "cached_regions", "cached_batched", "stored")
 COLUMNS = {
-    "model": "<9", "points": "<8", "generator": "<10", "s/picture": ">10.3f", "gain": ">6.2f", "picture": ">9.3f",
-    "prompts": ">9.3f", "rest": ">8.3f", "ms/prompt": ">10.2f", "MiB": ">7.0f", "of peak": ">8.2f", "IoU": ">7.3f",
-    "pixels": ">7.3f", "same": ">7",
+    "model": "<9", "points": "<6", "generator": "<10", "s/picture": ">10.3f", "gain": ">6.2f", "picture": ">8.3f",
+    "prompts": ">8.3f", "rest": ">8.3f", "ms/prompt": ">10.2f", "MiB": ">7.0f", "of peak": ">8.2f", "of copy": ">8.2f",
+    "IoU": ">7.3f", "pixels": ">7.3f", "same": ">7",
 }  # fmt: skip
 STEP_COLUMNS = {
     "net": "<20", "masks": "<16", "step s": ">9.3f", "masks s": ">9.3f", "with/without": ">14.3f",
@@ -99,10 +102,14 @@ def run(args: argparse.Namespace) -> int:
         print(f"{args.batch} pictures of {args.size}; {weights}")
         if not args.checkpoint:
             print("they let no mask through the filters: IoU, pixels and same are of 4x4 points, nothing filtered")
-        costs = {name: sam_cost(MODELS[name]) for name in args.model}
+        width, height = width_and_height(args.size)
+        costs = {name: sam_cost(MODELS[name], height=height, width=width) for name in args.model}
         for name, cost in costs.items():
-            for generator, macs in cost.per_picture.items():
-                print(f"{name} {generator}: G MACs {macs / 1e9:.1f} + {cost.per_prompt[generator] / 1e9:.3f} a prompt")
+            for generator, once in cost.per_picture.items():
+                each = cost.per_prompt[generator]
+                macs = f"G MACs {once.macs / 1e9:.1f} + {each.macs / 1e9:.3f} a prompt"
+                moved = f"G numbers read and written {once.numbers / 1e9:.2f} + {each.numbers / 1e9:.4f}"
+                print(f"{name} {generator}: {macs}, {moved}")
         print(f"\n{header(COLUMNS)}")
         records = [record for name, cost in costs.items() for record in measure_generators(name, cost, args)]
     machine["load_after"] = os.getloadavg()[0]
@@ -126,7 +133,9 @@ def measure_generators(model: str, cost: SamCost, args: argparse.Namespace) -> l
         why = {kind: _too_long(known.get(kind), points, args.limit) for kind in kinds}
         cases = {kind: _segment(args, model, points_per_side=points, **kinds[kind]) for kind in kinds if not why[kind]}
         if cases:
-            cases["peak"] = next(iter(cases.values()))._replace(matmul=True, spent=_spent(args, 3))
+            one = next(iter(cases.values()))
+            for limit in ("matmul", "copy"):
+                cases[limit] = one._replace(limit=limit, spent=_spent(args, 3))
         raced = _race(prepare_segment, cases, args, rounds=args.rounds)
         laps = {kind: case.spent[1 : 1 + len(raced[kind].laps)] for kind, case in cases.items()}
         for kind, settings in kinds.items():
@@ -134,8 +143,9 @@ def measure_generators(model: str, cost: SamCost, args: argparse.Namespace) -> l
             row: dict[str, Any] = {"model": model, "points": f"{points}x{points}", "generator": kind}
             row["MiB"] = outcome.peak_mib
             if outcome.seconds is not None:
-                macs = cost.per_picture[settings["generator"]] + points**2 * cost.per_prompt[settings["generator"]]
-                row |= _times(kind, laps, macs, points, args)
+                kind_of = settings["generator"]
+                spent = cost.per_picture[kind_of] + cost.per_prompt[kind_of] * points**2
+                row |= _times(kind, laps, spent, points, args)
                 known[kind] = points, outcome.seconds, row["prompts"] / row["s/picture"]
             compared = alike or raced
             if kind in compared and "reference" in compared:
@@ -149,27 +159,32 @@ def measure_generators(model: str, cost: SamCost, args: argparse.Namespace) -> l
     return records
 
 
-def _times(kind: str, laps: dict[str, Tensor], macs: int, points: int, args: argparse.Namespace) -> dict[str, Any]:
+def _times(kind: str, laps: dict[str, Tensor], spent: Spent, points: int, args: argparse.Namespace) -> dict[str, Any]:
     """Columns that come of the laps.
 
     Args:
         laps: kind -> (laps,3), see `Segment.spent`; the first kind that has any is what the others are compared with.
-        macs: that a picture needs.
+        spent: on a picture.
     """
-    mine, peak = laps[kind] / args.batch, laps["peak"][:, 0]
+    mine, device = laps[kind] / args.batch, torch.device(args.device).type
     split = torch.cat([mine, mine[:, :1] - mine[:, 1:].sum(1, keepdim=True)], 1)
     row = dict(zip(("s/picture", "picture", "prompts", "rest"), split.quantile(0.5, 0).tolist(), strict=True))
     base = next(of[:, 0] for of in laps.values() if len(of)) / args.batch
     row |= {"gain": _ratio(base, mine[:, 0]), "ms/prompt": 1000 * row["prompts"] / points**2}
-    if len(peak):
-        row["of peak"] = macs / MATMUL_SIDE[torch.device(args.device).type] ** 3 * _ratio(peak, mine[:, 0])
+    limits = {
+        "of peak": (spent.macs / SQUARE_SIDE[device] ** 3, laps["matmul"][:, 0]),
+        "of copy": (spent.numbers / (2 * NUM_COPIED[device]), laps["copy"][:, 0]),
+    }
+    for title, (times, once) in limits.items():
+        if len(once):
+            row[title] = times * _ratio(once, mine[:, 0])
     return row
 
 
 def _segment(args: argparse.Namespace, model: str, **settings: Any) -> Segment:
     width, height = width_and_height(args.size)
     config = _sam_config(args, model, **settings)
-    return Segment(MODELS[model], config, False, args.batch, height, width, args.device, _spent(args, 3))
+    return Segment(MODELS[model], config, "", args.batch, height, width, args.device, _spent(args, 3))
 
 
 def _sam_config(args: argparse.Namespace, model: str, **settings: Any) -> SamConfig:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from launch.bench.__main__ import main
+from launch.bench.cost import _counted, sam_cost
 from launch.bench.prior import COLUMNS, MODELS, PROVIDERS, STEP_COLUMNS, _too_long, agreement, header
 from launch.bench.race import preload
 from tests.helpers.tiny_sam import tiny_sam
@@ -32,13 +33,13 @@ def test_the_generators_table_holds_every_column(tmp_path: Path, capsys: pytest.
     for row in rows:
         seconds, gain, *parts = map(float, row[3:8])
         assert seconds > 0 and gain > 0 and min(parts) > 0 and sum(parts) == pytest.approx(seconds, rel=0.3)
-        assert 0 <= float(row[10]) < 2  # of peak
-        same, of = map(int, row[13].split("/"))
-        assert same == of > 2 and row[11:13] == ["1.000", "1.000"]
+        assert 0 <= float(row[10]) < 2 and float(row[11]) >= 0  # of peak, of copy
+        same, of = map(int, row[14].split("/"))
+        assert same == of > 2 and row[12:14] == ["1.000", "1.000"]
     record = json.loads(out.read_text())
     assert record["machine"].keys() >= {"cpu", "threads", "load_before", "load_after"}
     reference, batched = record["cases"]
-    assert len(reference["laps"]) == len(batched["parts_s"]) == 2 and batched["of peak"] > 0
+    assert len(reference["laps"]) == len(batched["parts_s"]) == 2 and batched["of peak"] > 0 and batched["of copy"] > 0
     gains = [slow[0] / fast[0] for slow, fast in zip(reference["parts_s"], batched["parts_s"], strict=True)]
     assert batched["gain"] == pytest.approx(sum(gains) / 2) and reference["gain"] == 1
     assert batched["s/picture"] * 2 == pytest.approx(sum(parts[0] for parts in batched["parts_s"]) / 2)  # of 2
@@ -63,6 +64,21 @@ def test_the_steps_table_holds_every_provider(tmp_path: Path, capsys: pytest.Cap
     ratios = [step / without[0] for step, without in zip(steps, fixed["cases"]["fixed"]["parts_s"], strict=True)]
     assert cached["masks"] == "cached_batched" and cached["with/without"] == pytest.approx(sum(ratios) / 2)
     assert made[0][1] > 3 * read[0][1]
+
+
+def test_what_sam_costs_is_counted() -> None:
+    cost = sam_cost(MODELS["tiny_vit"])
+    assert cost.per_picture["reference"].macs == pytest.approx(38.8e9, rel=0.01)  # as MobileSAM's encoder is known for
+    assert cost.per_prompt["reference"].macs == pytest.approx(1.811e9, rel=0.001)  # and SAM's decoder
+    assert cost.per_prompt["batched"].macs < 0.4 * cost.per_prompt["reference"].macs
+    assert cost.per_prompt["batched"].numbers < 0.4 * cost.per_prompt["reference"].numbers
+
+
+def test_what_operations_move_is_counted_once() -> None:
+    x = torch.ones(2, 3, 4, 5, device="meta")
+    assert _counted(lambda: x + x[:, :1])[0].numbers == 120 + 40 + 120  # views move nothing
+    attend = torch.nn.functional.scaled_dot_product_attention
+    assert _counted(lambda: attend(x, x, x))[0].numbers == 4 * 120  # and no scores
 
 
 def test_what_takes_too_long_is_foretold() -> None:
