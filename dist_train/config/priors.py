@@ -12,6 +12,8 @@ class RegionsConfig(Section):
 
     name: Literal["regions"] = "regions"
     num_masks: Count = 32
+    """On crops of 256 px of photographs there are 30 in the middle, and 32 keep 98 % of their area; see
+    configs/RESULTS.md, and `python -m launch.masks` for other pictures and priors."""
     scale: Positive = 500.0
     """Felzenszwalb's k: larger gives larger regions. 200 cuts animals and faces into pieces, 500 mostly does not."""
     sigma: NonNegative = 0.8
@@ -34,6 +36,7 @@ class SamConfig(Section):
     """reference: segment_anything's own, picture by picture. batched: the same masks (but for rounding), all pictures'
     prompts together and without waiting for the device; see dist_train/priors/automatic.py."""
     num_masks: Count = 32
+    """The surest are kept. SAM has some 100 on a photograph of two megapixels (SA-1B's mean), and fewer on a crop."""
     input_px: Annotated[int, Strict(), Field(ge=64, multiple_of=16)] = 1024
     """Side of the square that a picture is resized to fill; its masks are made at a quarter of it. Below 1024, what the
     weights were trained for, all but the reading of points costs by the area, and small things are lost: 512 is some
