@@ -45,7 +45,8 @@ class SamConfig(Section):
     """auto: fp16 on CUDA; fp32 on the CPU with weights rounded through fp16 (CPU fp16 is 64 times slower)."""
     points_per_side: Count = 32
     points_per_batch: Count | None = None
-    """Prompts decoded at a time, which bounds the memory; none: 64, but 1 for `batched` on a CPU, fastest there."""
+    """Prompts decoded at a time, which bounds the memory; none: 64; for `batched` on a CPU what fits its caches:
+    1, but 4 with input_px=512, 16 with 256, 64 with 128."""
     pred_iou_thresh: NonNegative = 0.88
     stability_score_thresh: NonNegative = 0.95
     stability_score_offset: NonNegative = 1.0

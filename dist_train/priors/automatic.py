@@ -61,7 +61,8 @@ class AutomaticMasks:
         num_masks: K of the result; of more, those with the highest predicted IoU are kept.
         points_per_side: of the grid of prompts.
         points_per_batch: prompts, of the pictures together but at least one of each, that are decoded at a time. It
-            bounds the memory: about 45 MB each in float32. A CPU is fastest at 1 or 2, what fits its cache.
+            bounds the memory: about 45 MB each in float32. A CPU is fastest at 1 or 2, what fits its cache, and at more
+            where the encoder's input is smaller than 1024.
         pictures_per_batch: pictures that go through at a time; none: all. The encoder's memory grows with it. A GPU is
             faster with all; a CPU is not, and slower where they leave its cache.
         pred_iou_thresh: masks whose predicted IoU is not above it go; 0: none.

@@ -67,11 +67,12 @@ class SamPrior:
 
 def _batched(sam: Any, config: SamConfig, half: torch.dtype | None) -> Callable[[Tensor], MaskSet]:
     on_cuda = sam.device.type == "cuda"
+    in_cache = min(max(1024 // sam.image_encoder.img_size, 1) ** 2, 64)  # prompts at a time that suit a CPU
     return AutomaticMasks(
         sam,
         num_masks=config.num_masks,
         points_per_side=config.points_per_side,
-        points_per_batch=config.points_per_batch or (64 if on_cuda else 1),
+        points_per_batch=config.points_per_batch or (64 if on_cuda else in_cache),
         pictures_per_batch=None if on_cuda else 1,
         pred_iou_thresh=config.pred_iou_thresh,
         stability_score_thresh=config.stability_score_thresh,

@@ -47,7 +47,7 @@ MODELS: dict[str, Callable[[], Any]] = {name: partial(_published, name) for name
 MODELS["tiny_vit"] = partial(build_mobile_sam, None)
 PROVIDERS = ("regions", "psp", "batched", "remote_batched", "cached_regions", "cached_batched", "stored")
 COLUMNS = {
-    "model": "<9", "points": "<6", "generator": "<10", "s/picture": ">10.3f", "gain": ">6.2f", "picture": ">8.3f",
+    "model": "<9", "points": "<7", "generator": "<10", "s/picture": ">10.3f", "gain": ">6.2f", "picture": ">8.3f",
     "prompts": ">8.3f", "rest": ">8.3f", "ms/prompt": ">10.2f", "MiB": ">7.0f", "of peak": ">8.2f", "of copy": ">8.2f",
     "IoU": ">7.3f", "pixels": ">7.3f", "same": ">7",
 }  # fmt: skip
