@@ -32,6 +32,8 @@ class PspPrior:
 
     def __init__(self, net: nn.Module, config: PspConfig, *, weights: str, sha256: str | None = None):
         self.net = net.requires_grad_(False).eval()
+        like = next(net.parameters(), torch.empty(0))  # on its device, beforehand: the host never waits
+        self._mean, self._std = (like.new_tensor(value)[:, None, None] for value in (IMAGENET_MEAN, IMAGENET_STD))
         self._config, self._weights, self._sha256 = config, weights, sha256
 
     def __call__(self, images: Tensor, batch: Samples | None = None, *, restore: Restore | None = None) -> MaskSet:
@@ -39,8 +41,7 @@ class PspPrior:
         height, width = images.shape[-2:]
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):  # whatever the step runs in
             u8 = (images.float().clamp(0, 1) * 255 + 0.5).floor()  # as `to_uint8` rounds
-            mean, std = (u8.new_tensor(value)[:, None, None] for value in (IMAGENET_MEAN, IMAGENET_STD))
-            padded = F.pad((u8 / 255 - mean) / std, (0, -width % 8, 0, -height % 8), mode="replicate")
+            padded = F.pad((u8 / 255 - self._mean) / self._std, (0, -width % 8, 0, -height % 8), mode="replicate")
             classes = self.net(padded)[..., :height, :width].argmax(1)
         found = largest_classes(classes, self._config)
         return MaskSet(found.masks, found.valid & finite(images))

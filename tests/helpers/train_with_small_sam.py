@@ -1,4 +1,4 @@
-"""`launch.train` with the small trained SAM as its prior `sam`: `python -m tests.helpers.train_with_small_sam RUN.yaml`.
+"""`launch.train` with the small trained SAM as its prior `sam`: `python -m tests.helpers.train_with_small_sam RUN`.
 
 For what only a run can tell, such as how fast its masks go stale (`python -m launch.mask_ages`).
 """
