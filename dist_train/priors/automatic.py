@@ -10,6 +10,7 @@ Two rules of the reference have no code here. The one against boxes at the edge 
 the picture. And empty masks, which can only pass where the thresholds are 0, take no part; they suppress nothing there.
 """
 
+from collections.abc import Iterable
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -132,8 +133,8 @@ class AutomaticMasks:
         """The path itself: (B,3,H,W) on SAM's device -> masks (B,K,H,W) bool and valid (B,K) bool."""
         shared = self._look(images, frame)
         at_once = max(self._points_per_batch // len(images), 1)
-        chunks = [self._score(shared, prompts, frame) for prompts in frame.prompts.split(at_once, 1)]
-        scores, boxes, valid = (torch.cat(parts, 1) for parts in zip(*chunks, strict=True))  # (B,P,M), per prompt
+        chunks = (self._score(shared, prompts, frame) for prompts in frame.prompts.split(at_once, 1))
+        scores, boxes, valid = _joined(chunks, frame.prompts.shape[1])  # (B,P,M), per prompt
         chosen, found = self._choose(
             scores.flatten(1),
             boxes.flatten(1, 2),
@@ -143,8 +144,9 @@ class AutomaticMasks:
             rounds=self._nms_rounds,
             num_masks=self._num_masks,
         )
-        chunks = [self._finish(shared, part, scores.shape[2], frame) for part in chosen.split(at_once, 1)]
-        masks = torch.cat(chunks, 1) & found[:, :, None, None]
+        finished = ((self._finish(shared, part, scores.shape[2], frame),) for part in chosen.split(at_once, 1))
+        (masks,) = _joined(finished, chosen.shape[1])
+        masks &= found[:, :, None, None]
         area = masks.view(torch.uint8).sum((2, 3), dtype=torch.int32)  # as `largest_first`, for a CPU
         order = area.sort(descending=True, stable=True).indices
         return masks.gather(1, order[:, :, None, None].expand_as(masks)), area.gather(1, order) > 0
@@ -206,3 +208,17 @@ class AutomaticMasks:
             positions=prompt_encoder.get_dense_pe(),
             dense=dense[:1],
         )
+
+
+def _joined(chunks: Iterable[tuple[Tensor, ...]], num: int) -> list[Tensor]:
+    """Tensors (B,n,...) one after the other along dimension 1, `num` in all. They go where they belong at once, lest
+    small ones that live on lie scattered between large ones that do not, and those leave no room for one another."""
+    whole: list[Tensor] = []
+    done = 0
+    for parts in chunks:
+        if not whole:
+            whole = [part.new_empty(part.shape[0], num, *part.shape[2:]) for part in parts]
+        for into, part in zip(whole, parts, strict=True):
+            into[:, done : done + part.shape[1]] = part
+        done += parts[0].shape[1]
+    return whole
