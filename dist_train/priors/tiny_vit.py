@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_train.priors.weights import check_state
+from dist_train.room import give_back_freed_memory
 
 _WIDTH = 256  # of the embedding of a picture
 # On a CPU, which is faster with what fits its cache; a picture of 1024 px as a whole needs 270 MB.
@@ -81,8 +82,10 @@ class TinyVitEncoder(nn.Module):
         for block in first.blocks:
             x = by_strips(block, x, shrink=1, rows=rows)
         x = by_strips(stages[0].downsample, x, shrink=2, rows=rows)
+        _tidy(x)
         x = stages[0].blocks(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         for stage in stages[1:]:
+            _tidy(x)
             x = stage(x)
         return self.neck(x)
 
@@ -110,6 +113,7 @@ def by_strips(net: nn.Module, x: Tensor, *, shrink: int, rows: int) -> Tensor:
     num = x.shape[2] // shrink
     if num <= rows:
         return net(x)
+    _tidy(x)
     out: Tensor | None = None
     for top in range(0, num, rows):
         bottom = min(top + rows, num)
@@ -131,6 +135,12 @@ def _by_parts(forward: Callable[[Tensor], Tensor], dim: int, x: Tensor) -> Tenso
     for part, into in zip(x.chunk(num, dim), out.chunk(num, dim), strict=True):
         into.copy_(forward(part))
     return out
+
+
+def _tidy(x: Tensor) -> None:
+    """Before the next step: what one leaves free is of other sizes than what the next one wants."""
+    if _in_parts(x):
+        give_back_freed_memory()
 
 
 def _in_parts(x: Tensor) -> bool:
