@@ -215,9 +215,9 @@ def _served(case: Step) -> RemotePrior:
 def _serve_sam(pipe: Any, case: Step, threads: int) -> None:
     torch.set_num_threads(threads)
     sam, _ = sam_prior(case.build, case.sam, case.device)
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener, key = socket.create_server(("127.0.0.1", 0)), make_key()
     pipe.send(f"127.0.0.1:{listener.getsockname()[1]}")
-    serve(listener, sam, of=case.sam.model_dump(mode="json"), key=make_key(), device=torch.device(case.device))
+    serve(listener, sam, of=case.sam.model_dump(mode="json"), key=key, device=torch.device(case.device))
 
 
 def prepare_step(case: Step) -> Work:
