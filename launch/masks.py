@@ -116,7 +116,8 @@ def draw(args: argparse.Namespace) -> int:
     _write_csv(args.output / "masks.csv", ("picture", *Extent._fields, "seconds"), sizes)
     drawn = len(pictures) - len(failed)
     print(f"{len(sizes)} masks in {drawn} of {len(pictures)} pictures, by {prior.describe()['what']}: {args.output}")
-    print(*how_many(areas), sep="\n")
+    for line in how_many(areas):
+        print(line)
     if clean:
         _write_csv(args.output / "objects.csv", ("picture", *Gain._fields), gained)
         _sum_up([Gain(*row[1:]) for row in gained if row[1]])
@@ -149,6 +150,8 @@ def _panel(
 def how_many(areas: Sequence[Sequence[int]]) -> list[str]:
     """Lines that tell how many masks pictures have, and what smaller values of `num_masks` would keep of them.
 
+    Of SAM's the surest are kept, so that what is said of the area is the most that may be left.
+
     Args:
         areas: of the masks of each picture, in px.
     """
@@ -160,7 +163,7 @@ def how_many(areas: Sequence[Sequence[int]]) -> list[str]:
     for num in [num for num in (8, 16, 32, 64, 128) if num < found.max()]:
         largest = sum(sum(sorted(some, reverse=True)[:num]) for some in areas) / sum(map(sum, areas))
         lines.append(
-            f"num_masks={num}, the largest: all masks of {(found <= num).mean():.0%} of the pictures, "
+            f"num_masks={num}, if the largest: all masks of {(found <= num).mean():.0%} of the pictures, "
             f"{found.clip(max=num).sum() / found.sum():.0%} of all masks, {largest:.0%} of their area"
         )
     return lines

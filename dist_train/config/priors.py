@@ -36,7 +36,7 @@ class SamConfig(Section):
     """reference: segment_anything's own, picture by picture. batched: the same masks (but for rounding), all pictures'
     prompts together and without waiting for the device; see dist_train/priors/automatic.py."""
     num_masks: Count = 32
-    """The surest are kept. SAM has some 100 on a photograph of two megapixels (SA-1B's mean), and fewer on a crop."""
+    """The surest are kept. SAM has some 100 on a large photograph (SA-1B's mean), and fewer on a crop."""
     input_px: Annotated[int, Strict(), Field(ge=64, multiple_of=16)] = 1024
     """Side of the square that a picture is resized to fill; its masks are made at a quarter of it. Below 1024, what the
     weights were trained for, all but the reading of points costs by the area, and small things are lost: 512 is some
@@ -45,8 +45,8 @@ class SamConfig(Section):
     """auto: fp16 on CUDA; fp32 on the CPU with weights rounded through fp16 (CPU fp16 is 64 times slower)."""
     points_per_side: Count = 32
     points_per_batch: Count | None = None
-    """Prompts decoded at a time, which bounds the memory; none: 64; for `batched` on a CPU what fits its caches:
-    1, but 4 with input_px=512, 16 with 256, 64 with 128."""
+    """Prompts decoded at a time, which bounds the memory; none: 64, but for `batched` on a CPU, fastest there,
+    1, and 4 with an input_px of 512 or less."""
     pred_iou_thresh: NonNegative = 0.88
     stability_score_thresh: NonNegative = 0.95
     stability_score_offset: NonNegative = 1.0

@@ -67,7 +67,7 @@ class SamPrior:
 
 def _batched(sam: Any, config: SamConfig, half: torch.dtype | None) -> Callable[[Tensor], MaskSet]:
     on_cuda = sam.device.type == "cuda"
-    in_cache = min(max(1024 // sam.image_encoder.img_size, 1) ** 2, 64)  # prompts at a time that suit a CPU
+    in_cache = 1 if sam.image_encoder.img_size > 512 else 4  # prompts at a time that suit a CPU
     return AutomaticMasks(
         sam,
         num_masks=config.num_masks,

@@ -138,13 +138,13 @@ def _by_parts(forward: Callable[[Tensor], Tensor], dim: int, x: Tensor) -> Tenso
 
 
 def _tidy(x: Tensor) -> None:
-    """Before the next step: what one leaves free is of other sizes than what the next one wants."""
-    if _in_parts(x):
+    """Before the next step of a large picture: what one leaves free is of other sizes than what the next one wants."""
+    if _in_parts(x) and x.numel() > _PART_NUMBERS:
         give_back_freed_memory()
 
 
 def _in_parts(x: Tensor) -> bool:
-    # A compiler would make each part one more graph; in training the batch norms would see parts alone.
+    # A compiler would make each part one more graph; batch norms that learn would see parts alone.
     return x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.is_grad_enabled()
 
 

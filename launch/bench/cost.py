@@ -62,8 +62,8 @@ class Spent(NamedTuple):
     macs: float
     """Multiply-accumulates of convolutions and matrix products; all else has next to none."""
     numbers: float
-    """That operations read and write, each operation by itself, attention as one. What a compiler fuses, or a cache
-    holds, need not come from the memory."""
+    """That operations read and write, each operation by itself, fused attention as one; of whatever type. What a
+    compiler fuses, or a cache holds, need not come from the memory."""
 
     def __add__(self, other: "Spent") -> "Spent":  # type: ignore[override]
         return Spent(self.macs + other.macs, self.numbers + other.numbers)
@@ -73,7 +73,11 @@ class Spent(NamedTuple):
 
 
 class SamCost(NamedTuple):
-    """Of SAM's automatic mode, by generator. What comes after the prompts costs next to nothing."""
+    """Of SAM's automatic mode, by generator.
+
+    Not in it: resizing a picture; the reference's filters, which come after its masks have their size; and what is made
+    of the masks that are left, of which ours decodes all `num_masks` once more.
+    """
 
     per_picture: dict[str, Spent]
     per_prompt: dict[str, Spent]
@@ -142,7 +146,8 @@ class _Numbers(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation and count."""
         out = func(*args, **(kwargs or {}))
-        if not func.is_view and not self.within:
+        looks = func.is_view or func is torch.ops.aten._unsafe_view.default
+        if not looks and not self.within:
             self.count(args, kwargs, out)
         return out
 

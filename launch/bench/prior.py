@@ -10,8 +10,8 @@ the IoU, at each pixel, of the smallest masks around it, `same` how many masks a
 reference, in the first round.
 
 Of a step (task distill) with/without compares with one whose masks are ready; 1+masks/rest is of the same laps alone,
-and steadier. Of a remote prior a CPU's seconds are those of the training process, its server's are not among them; a
-GPU's are all that it waits.
+and steadier. Of a remote prior a CPU's seconds are those of the training process, its server's are not among them, nor
+its memory; a GPU's are all that it waits.
 """
 
 import argparse
@@ -156,6 +156,11 @@ def measure_generators(model: str, cost: SamCost, args: argparse.Namespace) -> l
             if kind in alike and alike[kind].left_out:
                 print(f"  {kind} not compared: {alike[kind].left_out}")
             records.append(row | _raw(outcome, laps.get(kind)))
+        for limit in ("matmul", "copy"):
+            if limit in raced:
+                records.append({"model": model, "generator": limit} | _raw(raced[limit], laps[limit]))
+                if raced[limit].left_out:
+                    print(f"  {limit} left out: {raced[limit].left_out}")
     return records
 
 

@@ -33,7 +33,7 @@ Scene = tuple[np.ndarray, np.ndarray]
 def trained_sam() -> Any:
     """The small SAM with its weights."""
     sam = small_sam()
-    sam.load_state_dict({name: value.float() for name, value in load_file(WEIGHTS).items()}, strict=False)
+    sam.load_state_dict(load_file(WEIGHTS))
     return sam.requires_grad_(False).eval()
 
 
@@ -183,7 +183,8 @@ def main() -> None:
     args = parser.parse_args()
     sam = small_sam()
     train(sam, [cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB) for path in args.pictures], steps=args.steps)
-    save_file({name: value.half().contiguous() for name, value in sam.state_dict().items()}, args.out)
+    state = {name: value.half() if value.is_floating_point() else value for name, value in sam.state_dict().items()}
+    save_file({name: value.contiguous() for name, value in state.items()}, args.out)
 
 
 if __name__ == "__main__":

@@ -124,7 +124,7 @@ def test_how_many_masks_there_are_and_what_fewer_would_keep():
     areas = [[100], [], [10] * 9 + [90]]  # the surest or the last found need not be the largest
     assert command.how_many(areas) == [
         "masks a picture: 1 in the middle, 8.2 at 90 %, 10 at most",
-        "num_masks=8, the largest: all masks of 67% of the pictures, 82% of all masks, 93% of their area",
+        "num_masks=8, if the largest: all masks of 67% of the pictures, 82% of all masks, 93% of their area",
     ]
     assert command.how_many([[], []]) == command.how_many([]) == []
 

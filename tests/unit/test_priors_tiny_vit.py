@@ -142,11 +142,18 @@ def test_strips_and_parts_are_the_whole(rows: int, monkeypatch: pytest.MonkeyPat
     encoder = TinyVitEncoder(112, **TINY).double().requires_grad_(False).eval()
     shake(encoder)
     x = torch.randn(2, 3, 112, 112, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    seen = list[int]()
+    encoder.trunk["patch_embed"].register_forward_hook(lambda net, given, made: seen.append(made.shape[2]))
     monkeypatch.setattr(tiny_vit, "_STRIP_ROWS", 112)
-    whole = encoder(x)
-    monkeypatch.setattr(tiny_vit, "_STRIP_ROWS", rows)
-    monkeypatch.setattr(tiny_vit, "_PART_NUMBERS", 1000)
-    torch.testing.assert_close(encoder(x), whole, rtol=0, atol=1e-12 * whole.abs().max().item())
+    with torch.no_grad():
+        whole = encoder(x)
+        monkeypatch.setattr(tiny_vit, "_STRIP_ROWS", rows)
+        monkeypatch.setattr(tiny_vit, "_PART_NUMBERS", 1000)
+        torch.testing.assert_close(encoder(x), whole, rtol=0, atol=1e-12 * whole.abs().max().item())
+    assert seen[0] == 28 and len(seen) == 1 + -(-28 // rows) and max(seen[1:]) <= rows + 2
+    seen.clear()
+    encoder(x)  # with gradients there are no strips
+    assert seen == [28]
 
 
 @pytest.mark.parametrize("generator", ["reference", "batched"])

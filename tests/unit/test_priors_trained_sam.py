@@ -15,6 +15,7 @@ from dist_train.priors.sam import SamPrior
 from launch.bench.prior import agreement
 from tests.helpers.trained_sam import Scene, scenes, trained_sam
 
+pytest.importorskip("timm", reason="restill[mobilesam] is not installed")
 pytestmark = pytest.mark.unit
 
 SETTINGS = {
