@@ -48,8 +48,8 @@ MODELS["tiny_vit"] = partial(build_mobile_sam, None)
 PROVIDERS = ("regions", "psp", "batched", "remote_batched", "cached_regions", "cached_batched", "stored")
 COLUMNS = {
     "model": "<9", "points": "<7", "generator": "<10", "s/picture": ">10.3f", "gain": ">6.2f", "picture": ">8.3f",
-    "prompts": ">8.3f", "rest": ">8.3f", "ms/prompt": ">10.2f", "MiB": ">7.0f", "of peak": ">8.2f", "of copy": ">8.2f",
-    "IoU": ">7.3f", "pixels": ">7.3f", "same": ">7",
+    "prompts": ">8.3f", "rest": ">7.3f", "ms/prompt": ">10.2f", "MiB": ">7.0f", "of peak": ">8.2f", "of copy": ">8.2f",
+    "IoU": ">7.3f", "pixels": ">7.3f", "same": ">8",
 }  # fmt: skip
 STEP_COLUMNS = {
     "net": "<20", "masks": "<16", "step s": ">9.3f", "masks s": ">9.3f", "with/without": ">14.3f",
