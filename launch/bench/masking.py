@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import socket
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ from dist_train.data.batch import Batch
 from dist_train.priors import Priors
 from dist_train.priors.cached import CachedPrior
 from dist_train.priors.mask_files import MaskFiles
-from dist_train.priors.masks import largest_first
+from dist_train.priors.masks import MaskSet, largest_first, matched_iou
 from dist_train.priors.psp import PspPrior, load_psp_prior
 from dist_train.priors.regions import RegionsPrior
 from dist_train.priors.remote import RemotePrior, load_remote_prior, make_key
@@ -165,6 +166,26 @@ def photographs(num: int, height: int, width: int) -> Tensor:
         top, left = (photo.shape[0] - height) // 2, (photo.shape[1] - width) // 2
         pictures.append(torch.tensor(photo[top : top + height, left : left + width].copy()).permute(2, 0, 1) / 255)
     return torch.stack(pictures)
+
+
+def agreement(found: Tensor | None, wanted: Tensor | None) -> dict[str, Any]:
+    """How alike two sets of masks (B,K,H,W) are, largest first and padded with empty ones; see the bench's module."""
+    if found is None or wanted is None or not wanted.any():
+        return {}
+    ious, pixels, same = [], [], 0
+    for one, other in zip(found, wanted, strict=True):
+        sets = [masks[masks.flatten(1).any(1)] for masks in (one, other)]
+        ious.append(matched_iou(*sets))
+        same += sum(any(torch.equal(mask, its) for its in sets[0]) for mask in sets[1])
+        smallest = [MaskSet(masks[None], masks.flatten(1).any(1)[None]).idmap()[0].flatten() for masks in (one, other)]
+        flat = [masks.flatten(1).double() for masks in sets]
+        both = flat[0] @ flat[1].T
+        table = torch.zeros(len(sets[0]) + 1, len(sets[1]) + 1, dtype=torch.float64)
+        table[0, 0] = 1  # no mask around it, in either
+        table[1:, 1:] = both / (flat[0].sum(1)[:, None] + flat[1].sum(1) - both)
+        pixels.append(float(table[smallest[0], smallest[1]].mean()))
+    num = int(wanted.flatten(2).any(2).sum())
+    return {"IoU": statistics.mean(ious), "pixels": statistics.mean(pixels), "same": f"{same}/{num}"}
 
 
 class Step(NamedTuple):

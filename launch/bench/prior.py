@@ -28,10 +28,9 @@ import torch
 from torch import Tensor
 
 from dist_train.config import CachedConfig, NetConfig, RegionsConfig, SamConfig
-from dist_train.priors.masks import MaskSet, matched_iou
 from dist_train.priors.tiny_vit import build_mobile_sam
 from launch.bench.cost import SamCost, Spent, sam_cost
-from launch.bench.masking import NUM_COPIED, SQUARE_SIDE, Segment, Step, prepare_segment, prepare_step
+from launch.bench.masking import NUM_COPIED, SQUARE_SIDE, Segment, Step, agreement, prepare_segment, prepare_step
 from launch.bench.nets import PRESETS, net_config, size_option, width_and_height
 from launch.bench.race import Outcome, Work, add_race_options, describe_machine, progress, race
 from launch.bench.table import header, line
@@ -237,26 +236,6 @@ def _raw(outcome: Outcome, parts: Tensor | None) -> dict[str, Any]:
     laps = [lap._asdict() for lap in outcome.laps]
     parts_s = [] if parts is None else parts.tolist()
     return {"first_s": outcome.first_s, "laps": laps, "parts_s": parts_s, "left_out": outcome.left_out}
-
-
-def agreement(found: Tensor | None, wanted: Tensor | None) -> dict[str, Any]:
-    """How alike two sets of masks (B,K,H,W) are, largest first and padded with empty ones; see the module."""
-    if found is None or wanted is None or not wanted.any():
-        return {}
-    ious, pixels, same = [], [], 0
-    for one, other in zip(found, wanted, strict=True):
-        sets = [masks[masks.flatten(1).any(1)] for masks in (one, other)]
-        ious.append(matched_iou(*sets))
-        same += sum(any(torch.equal(mask, its) for its in sets[0]) for mask in sets[1])
-        smallest = [MaskSet(masks[None], masks.flatten(1).any(1)[None]).idmap()[0].flatten() for masks in (one, other)]
-        flat = [masks.flatten(1).double() for masks in sets]
-        both = flat[0] @ flat[1].T
-        table = torch.zeros(len(sets[0]) + 1, len(sets[1]) + 1, dtype=torch.float64)
-        table[0, 0] = 1  # no mask around it, in either
-        table[1:, 1:] = both / (flat[0].sum(1)[:, None] + flat[1].sum(1) - both)
-        pixels.append(float(table[smallest[0], smallest[1]].mean()))
-    num = int(wanted.flatten(2).any(2).sum())
-    return {"IoU": statistics.mean(ious), "pixels": statistics.mean(pixels), "same": f"{same}/{num}"}
 
 
 def measure_step(name: str, net: NetConfig, args: argparse.Namespace) -> list[dict[str, Any]]:

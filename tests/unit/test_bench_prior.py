@@ -8,8 +8,8 @@ import torch
 
 from launch.bench.__main__ import main
 from launch.bench.cost import _counted, sam_cost
-from launch.bench.masking import NUM_COPIED
-from launch.bench.prior import COLUMNS, MODELS, PROVIDERS, STEP_COLUMNS, _too_long, agreement, header
+from launch.bench.masking import NUM_COPIED, agreement
+from launch.bench.prior import COLUMNS, MODELS, PROVIDERS, STEP_COLUMNS, _too_long, header
 from launch.bench.race import preload
 from tests.helpers.tiny_sam import tiny_sam
 

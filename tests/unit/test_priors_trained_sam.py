@@ -12,7 +12,7 @@ from dist_train.config import SamConfig
 from dist_train.priors.automatic import AutomaticMasks
 from dist_train.priors.masks import MaskSet
 from dist_train.priors.sam import SamPrior
-from launch.bench.prior import agreement
+from launch.bench.masking import agreement
 from tests.helpers.trained_sam import Scene, scenes, trained_sam
 
 pytest.importorskip("timm", reason="restill[mobilesam] is not installed")
